@@ -1,0 +1,1 @@
+"""Block-diffusion architectures, checkpoint loading and the bundled model."""
