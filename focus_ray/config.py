@@ -1,0 +1,72 @@
+"""Everything one replica needs to know. Plain data; measured values are not config."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
+
+from focus_ray.sampling import Unmasking
+
+DEFAULT_MODEL = "sdar-tiny"
+
+
+class EngineConfig(BaseModel):
+    """Configuration of one engine. Names follow vLLM where both mean the same thing."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    model: str = Field(
+        DEFAULT_MODEL,
+        description="Bundled name, local directory in Hugging Face layout, or hub id.",
+    )
+    tokenizer: str | None = Field(None, description="Directory or hub id; None: the model's.")
+    revision: str | None = Field(None, description="Hub revision of the checkpoint.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda if present.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="auto: the checkpoint's on a GPU, float32 on a CPU."
+    )
+    seed: int = Field(0, description="Source of the seeds of requests that bring none.")
+
+    max_model_len: PositiveInt | None = Field(
+        None, description="Prompt plus output, tokens; None: the checkpoint's limit."
+    )
+    max_num_seqs: PositiveInt = Field(256, description="Sequences that run at once.")
+    max_num_batched_tokens: PositiveInt = Field(
+        8192, description="Tokens of one step; decoding goes first, prefill takes what is left."
+    )
+    max_num_waiting: NonNegativeInt = Field(
+        4096, description="Sequences that may wait; more are refused as overload."
+    )
+    page_size: PositiveInt = Field(64, description="Tokens per KV page; multiple of block_length.")
+    gpu_memory_utilization: float = Field(
+        0.90, gt=0.0, le=1.0, description="Share of the GPU's memory this engine may fill."
+    )
+    kv_cache_memory_bytes: PositiveInt | None = Field(
+        None, description="Size of the KV pages; None: from free memory on a GPU, 1 GiB on a CPU."
+    )
+    num_pages: PositiveInt | None = Field(
+        None, description="Exact number of KV pages, before any other rule."
+    )
+    enable_prefix_caching: bool = Field(True, description="Reuse KV pages of equal prefixes.")
+
+    decoding: Literal["block"] = Field("block", description="block: plain block diffusion.")
+    block_length: PositiveInt | None = Field(
+        None, le=64, description="Tokens per diffusion block; None: what the checkpoint says."
+    )
+    unmasking: Unmasking = Field("low_confidence_dynamic", description="Default unmasking rule.")
+    confidence_threshold: float = Field(0.9, ge=0.0, description="Default threshold (strict).")
+    denoising_steps: PositiveInt | None = Field(
+        None, description="Default steps per block; None: block_length, a quota of one."
+    )
+    record_trace: bool = Field(
+        False, description="Keep every denoising step of every request, for analysis."
+    )
+
+    @model_validator(mode="after")
+    def _pages_hold_whole_blocks(self) -> Self:
+        if self.block_length is not None and self.page_size % self.block_length:
+            raise ValueError(
+                f"page_size {self.page_size} is not a multiple of block_length {self.block_length}"
+            )
+        return self
