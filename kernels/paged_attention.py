@@ -1,0 +1,180 @@
+"""Attention of ragged query rows over paged keys and values: the one attention of every model.
+
+T query tokens in S rows (a row: consecutive tokens of one sequence), L most tokens in a row,
+H query heads, K KV heads, G = H / K, d head size, P pages per row, N KV positions looked at.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Elements of the largest temporary tensor of one chunk of rows: 128 MiB in float32.
+MAX_CHUNK_ELEMENTS = 2**25
+
+
+def paged_attention(
+    q_THd: Tensor,
+    key_pages: Tensor,
+    value_pages: Tensor,
+    page_table_SP: Tensor,
+    row_offsets_S1: Tensor,
+    kv_limit_T: Tensor,
+    *,
+    max_row_len: int,
+    max_kv_len: int,
+    scale: float,
+) -> Tensor:
+    """Attend from each token to the KV positions ``[0, kv_limit)`` of its own row.
+
+    Slots at or past a row's largest limit may hold anything, NaN included: they have no weight.
+
+    Args:
+        q_THd: ``[T, H, d]``, float32, bfloat16 or float16.
+        key_pages: ``[num_pages, page_size, K, d]``, same dtype; H is a multiple of K.
+        value_pages: as ``key_pages``.
+        page_table_SP: integer; page ``p`` of row ``s`` holds its KV positions
+            ``[p * page_size, (p + 1) * page_size)``. Entries past a row's need are any valid page.
+        row_offsets_S1: integer, row ``s`` is tokens ``[offsets[s], offsets[s + 1])``; ends at T.
+        kv_limit_T: integer, at least 1 and at most ``max_kv_len``.
+        max_row_len: most tokens in one row.
+        max_kv_len: largest ``kv_limit``.
+        scale: factor of the scores before the softmax.
+
+    Returns:
+        ``[T, H, d]``, dtype and device of ``q_THd``; empty when T is 0.
+
+    Raises:
+        ValueError: shapes or dtypes do not fit together, or a size is out of range.
+    """
+    if q_THd.ndim != 3 or key_pages.ndim != 4 or key_pages.shape != value_pages.shape:
+        raise ValueError(
+            "paged_attention takes q [T, H, d] and equal key and value pages "
+            f"[pages, page_size, K, d], got {tuple(q_THd.shape)}, {tuple(key_pages.shape)}, "
+            f"{tuple(value_pages.shape)}"
+        )
+    num_tokens, num_heads, head_dim = q_THd.shape
+    _, page_size, num_kv_heads, kv_head_dim = key_pages.shape
+    if num_heads % num_kv_heads or head_dim != kv_head_dim:
+        raise ValueError(
+            f"q has {num_heads} heads of {head_dim}, the pages {num_kv_heads} of {kv_head_dim}: "
+            "head sizes must be equal and query heads a multiple of KV heads"
+        )
+    if not q_THd.dtype == key_pages.dtype == value_pages.dtype:
+        raise ValueError(
+            f"q is {q_THd.dtype}, the pages {key_pages.dtype} and {value_pages.dtype}: "
+            "they must be one dtype"
+        )
+    if row_offsets_S1.shape != (page_table_SP.shape[0] + 1,) or kv_limit_T.shape != (num_tokens,):
+        raise ValueError(
+            f"{page_table_SP.shape[0]} rows and {num_tokens} tokens need one more row offset and "
+            f"as many limits, got {tuple(row_offsets_S1.shape)} and {tuple(kv_limit_T.shape)}"
+        )
+    if num_tokens == 0:
+        return torch.empty_like(q_THd)
+    if max_row_len < 1 or not 1 <= max_kv_len <= page_table_SP.shape[1] * page_size:
+        raise ValueError(
+            f"max_row_len {max_row_len} must be at least 1 and max_kv_len {max_kv_len} between 1 "
+            f"and the page table's {page_table_SP.shape[1] * page_size} positions"
+        )
+    return paged_attention_reference(
+        q_THd,
+        key_pages,
+        value_pages,
+        page_table_SP,
+        row_offsets_S1,
+        kv_limit_T,
+        max_row_len=max_row_len,
+        max_kv_len=max_kv_len,
+        scale=scale,
+    )
+
+
+def paged_attention_reference(
+    q_THd: Tensor,
+    key_pages: Tensor,
+    value_pages: Tensor,
+    page_table_SP: Tensor,
+    row_offsets_S1: Tensor,
+    kv_limit_T: Tensor,
+    *,
+    max_row_len: int,
+    max_kv_len: int,
+    scale: float,
+) -> Tensor:
+    """The definition: rows padded to L queries and N keys, then masked dense attention.
+
+    Rows are taken in chunks such that no temporary tensor exceeds ``MAX_CHUNK_ELEMENTS`` (one row
+    is the least a chunk can be); a handful of such tensors live at a time.
+    """
+    num_tokens, num_heads, head_dim = q_THd.shape
+    _, page_size, num_kv_heads, _ = key_pages.shape
+    num_pages = -(-max_kv_len // page_size)
+    padded_kv_len = num_pages * page_size
+    row_elements = padded_kv_len * max(num_kv_heads * head_dim, num_heads * max_row_len)
+    chunk_rows = max(1, MAX_CHUNK_ELEMENTS // row_elements)
+
+    column_L = torch.arange(max_row_len, device=q_THd.device)
+    token_SL = row_offsets_S1[:-1, None].long() + column_L
+    is_token_SL = token_SL < row_offsets_S1[1:, None]
+    token_SL = token_SL.clamp(max=num_tokens - 1)
+    # Padding queries see one slot, so that their softmax is defined; nobody reads the result.
+    kv_limit_SL = torch.where(is_token_SL, kv_limit_T[token_SL], 1)
+
+    out_SLHd = q_THd.new_empty(*token_SL.shape, num_heads, head_dim)
+    for first in range(0, token_SL.shape[0], chunk_rows):
+        rows = slice(first, first + chunk_rows)
+        out_SLHd[rows] = _attend_rows(
+            q_THd[token_SL[rows]],
+            key_pages,
+            value_pages,
+            page_table_SP[rows, :num_pages].long(),
+            kv_limit_SL[rows],
+            scale,
+        )
+    row_T = torch.searchsorted(
+        row_offsets_S1[1:].long(), torch.arange(num_tokens, device=q_THd.device), right=True
+    )
+    column_T = torch.arange(num_tokens, device=q_THd.device) - row_offsets_S1[row_T]
+    return out_SLHd[row_T, column_T]
+
+
+def _attend_rows(
+    q_SLHd: Tensor,
+    key_pages: Tensor,
+    value_pages: Tensor,
+    page_table_SP: Tensor,
+    kv_limit_SL: Tensor,
+    scale: float,
+) -> Tensor:
+    """Attention of padded rows, ``[S, L, H, d]``."""
+    num_rows, row_len, num_heads, head_dim = q_SLHd.shape
+    num_kv_heads = key_pages.shape[2]
+    group = num_heads // num_kv_heads
+    key_SNKd = key_pages[page_table_SP].flatten(1, 2)
+    value_SNKd = value_pages[page_table_SP].flatten(1, 2)
+    position_N = torch.arange(key_SNKd.shape[1], device=q_SLHd.device)
+    # A weight of zero does not silence a NaN; slots no token of the row may see become zeros.
+    unseen_SN11 = (position_N >= kv_limit_SL.amax(1, keepdim=True))[:, :, None, None]
+    key_SNKd.masked_fill_(unseen_SN11, 0)
+    value_SNKd.masked_fill_(unseen_SN11, 0)
+    # The G query heads of a KV head become G queries of it, so that K and V are not repeated.
+    q_SKMd = (
+        q_SLHd.view(num_rows, row_len, num_kv_heads, group, head_dim)
+        .transpose(1, 2)
+        .reshape(num_rows, num_kv_heads, row_len * group, head_dim)
+    )
+    limit_SM = kv_limit_SL.repeat_interleave(group, dim=1)
+    out_SKMd = F.scaled_dot_product_attention(
+        q_SKMd,
+        key_SNKd.transpose(1, 2),
+        value_SNKd.transpose(1, 2),
+        attn_mask=(position_N < limit_SM[:, :, None])[:, None],
+        scale=scale,
+    )
+    return (
+        out_SKMd.view(num_rows, num_kv_heads, row_len, group, head_dim)
+        .transpose(1, 2)
+        .reshape(num_rows, row_len, num_heads, head_dim)
+    )
