@@ -1,0 +1,82 @@
+"""Parts that several architectures share. Weights start uninitialised; loading fills them.
+
+T tokens, D hidden size, I intermediate size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from focus_ray.kernels.rms_norm import rms_norm
+from focus_ray.kernels.rotary import rotary_table
+
+
+class Linear(nn.Module):
+    """``x @ weight.T``, no bias; ``weight`` is ``[out, in]``."""
+
+    def __init__(self, in_size: int, out_size: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_size, in_size, dtype=dtype), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight)
+
+
+class Embedding(nn.Module):
+    """Rows of ``weight``, ``[V, D]``."""
+
+    def __init__(self, vocab_size: int, hidden_size: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(
+            torch.empty(vocab_size, hidden_size, dtype=dtype), requires_grad=False
+        )
+
+    def forward(self, token_ids_T: Tensor) -> Tensor:
+        return F.embedding(token_ids_T, self.weight)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over the last dimension; ``weight`` is as long as it."""
+
+    def __init__(self, size: int, eps: float, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(size, dtype=dtype), requires_grad=False)
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.weight, self.eps)
+
+
+class SwiGLU(nn.Module):
+    """The feed-forward part: ``down(silu(gate(x)) * up(x))``."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.gate_proj = Linear(hidden_size, intermediate_size, dtype)
+        self.up_proj = Linear(hidden_size, intermediate_size, dtype)
+        self.down_proj = Linear(intermediate_size, hidden_size, dtype)
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        gated: Tensor = self.down_proj(F.silu(self.gate_proj(x_TD)) * self.up_proj(x_TD))
+        return gated
+
+
+class Rotary(nn.Module):
+    """Cosines and sines of every position, computed once; no weight of the checkpoint."""
+
+    table_P2r2: Tensor
+
+    def __init__(
+        self, num_positions: int, rotary_dim: int, theta: float, dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        table = rotary_table(
+            num_positions, rotary_dim, theta, dtype=dtype, device=torch.get_default_device()
+        )
+        self.register_buffer("table_P2r2", table, persistent=False)
+
+    def forward(self, positions_T: Tensor) -> Tensor:
+        """The rows of these positions, ``[T, 2, rotary_dim / 2]``."""
+        return self.table_P2r2.index_select(0, positions_T)

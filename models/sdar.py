@@ -1,0 +1,200 @@
+"""SDAR, dense: a Qwen3 decoder under a block mask (JetLM/SDAR-{1.7B,4B,8B}-Chat and relatives).
+
+Follows training/model/SDAR-4B-Chat of JetAstra/SDAR (commit c2041a8); written anew from its
+description. T tokens, D hidden size, H query heads, K KV heads, d head size, R rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import ClassVar, Self
+
+import torch
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from torch import Tensor, nn
+
+from focus_ray.kernels.fill_kv import fill_kv
+from focus_ray.kernels.paged_attention import paged_attention
+from focus_ray.kernels.rotary import apply_rotary
+from focus_ray.models.base import BlockDiffusionModel, ModelConfig
+from focus_ray.models.kv_cache import KVCache, LayerKV
+from focus_ray.models.layers import Embedding, Linear, RMSNorm, Rotary, SwiGLU
+from focus_ray.models.published import (
+    model_fields,
+    published_dtype,
+    published_rope_theta,
+    require_default,
+)
+from focus_ray.models.step import StepTensors
+
+HEAD_WEIGHT = "lm_head.weight"
+
+
+class SdarConfig(ModelConfig):
+    """What SDAR computes with, under the names of its ``config.json``."""
+
+    default_block_length: ClassVar[int] = 4
+    default_mask_token_id: ClassVar[int] = 151669
+
+    hidden_size: PositiveInt
+    intermediate_size: PositiveInt
+    num_attention_heads: PositiveInt
+    rms_norm_eps: PositiveFloat
+    rope_theta: PositiveFloat
+    tie_word_embeddings: bool | None = Field(
+        None, description="False: the head must be stored; else a missing head is the embedding."
+    )
+
+    @model_validator(mode="after")
+    def _query_heads_share_kv_heads_evenly(self) -> Self:
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_attention_heads {self.num_attention_heads} is not a multiple of "
+                f"num_key_value_heads {self.num_key_value_heads}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _head_dim_is_even(self) -> Self:
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim {self.head_dim} is odd; rotary needs pairs")
+        return self
+
+    @classmethod
+    def from_published(cls, fields: dict[str, object]) -> Self:
+        require_default(fields, "hidden_act", "silu")
+        require_default(fields, "attention_bias", False, None)
+        require_default(fields, "use_sliding_window", False, None)
+        require_default(fields, "quantization_config", None)
+        layer_types = fields.get("layer_types") or []
+        if not isinstance(layer_types, list) or set(layer_types) - {"full_attention"}:
+            raise ValueError(f"layer_types {layer_types} is not supported, only 'full_attention'")
+        read_above = frozenset(
+            {
+                "torch_dtype",
+                "rope_parameters",
+                "rope_scaling",
+                "hidden_act",
+                "attention_bias",
+                "use_sliding_window",
+                "sliding_window",
+                "max_window_layers",
+                "quantization_config",
+                "layer_types",
+            }
+        )
+        known = model_fields(fields, frozenset(cls.model_fields) | read_above)
+        values = {name: value for name, value in known.items() if name not in read_above}
+        values["dtype"] = published_dtype(fields)
+        values["rope_theta"] = published_rope_theta(fields)
+        return cls.model_validate(values)
+
+
+class SdarAttention(nn.Module):
+    """Grouped-query attention with a norm on each query and key head before the rotation."""
+
+    def __init__(self, config: SdarConfig, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        query_size = config.num_attention_heads * config.head_dim
+        kv_size = config.num_key_value_heads * config.head_dim
+        self.q_proj = Linear(config.hidden_size, query_size, dtype)
+        self.k_proj = Linear(config.hidden_size, kv_size, dtype)
+        self.v_proj = Linear(config.hidden_size, kv_size, dtype)
+        self.o_proj = Linear(query_size, config.hidden_size, dtype)
+        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps, dtype)
+        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps, dtype)
+
+    def forward(
+        self, x_TD: Tensor, cos_sin_T2r2: Tensor, step: StepTensors, layer_kv: LayerKV
+    ) -> Tensor:
+        heads = (-1, self.head_dim)
+        q_THd = self.q_norm(self.q_proj(x_TD).unflatten(1, heads))
+        k_TKd = self.k_norm(self.k_proj(x_TD).unflatten(1, heads))
+        v_TKd = self.v_proj(x_TD).unflatten(1, heads)
+        q_THd, k_TKd = apply_rotary(q_THd, k_TKd, cos_sin_T2r2)
+        fill_kv(k_TKd, v_TKd, step.slot_T, layer_kv.key_pages, layer_kv.value_pages)
+        out_THd = paged_attention(
+            q_THd,
+            layer_kv.key_pages,
+            layer_kv.value_pages,
+            step.page_table_SP,
+            step.row_offsets_S1,
+            step.kv_limit_T,
+            max_row_len=step.max_row_len,
+            max_kv_len=step.max_kv_len,
+            scale=self.head_dim**-0.5,
+        )
+        projected_TD: Tensor = self.o_proj(out_THd.flatten(1))
+        return projected_TD
+
+
+class SdarLayer(nn.Module):
+    """Attention, then feed-forward, each on a normalised input and added to the stream."""
+
+    def __init__(self, config: SdarConfig, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
+        self.self_attn = SdarAttention(config, dtype)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
+        self.mlp = SwiGLU(config.hidden_size, config.intermediate_size, dtype)
+
+    def forward(
+        self, x_TD: Tensor, cos_sin_T2r2: Tensor, step: StepTensors, layer_kv: LayerKV
+    ) -> Tensor:
+        x_TD = x_TD + self.self_attn(self.input_layernorm(x_TD), cos_sin_T2r2, step, layer_kv)
+        out_TD: Tensor = x_TD + self.mlp(self.post_attention_layernorm(x_TD))
+        return out_TD
+
+
+class SdarDecoder(nn.Module):
+    """Embedding, layers, final norm: everything below the head."""
+
+    def __init__(self, config: SdarConfig, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, dtype)
+        self.layers = nn.ModuleList(
+            SdarLayer(config, dtype) for _ in range(config.num_hidden_layers)
+        )
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
+        self.rotary = Rotary(
+            config.max_position_embeddings, config.head_dim, config.rope_theta, dtype
+        )
+
+    def forward(self, step: StepTensors, cache: KVCache) -> Tensor:
+        x_TD = self.embed_tokens(step.token_ids_T)
+        cos_sin_T2r2 = self.rotary(step.positions_T)
+        for layer_index, layer in enumerate(self.layers):
+            x_TD = layer(x_TD, cos_sin_T2r2, step, cache.layer(layer_index))
+        hidden_TD: Tensor = self.norm(x_TD)
+        return hidden_TD
+
+
+class SdarForCausalLM(BlockDiffusionModel):
+    """SDAR with its head, which is the embedding itself where the checkpoint ties them."""
+
+    config_class: ClassVar[type[ModelConfig]] = SdarConfig
+
+    def __init__(self, config: SdarConfig, *, tied: bool, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.config = config
+        self.model = SdarDecoder(config, dtype)
+        self.lm_head = None if tied else Linear(config.hidden_size, config.vocab_size, dtype)
+
+    @classmethod
+    def build(cls, config: ModelConfig, stored_names: Collection[str], dtype: torch.dtype) -> Self:
+        assert isinstance(config, SdarConfig)
+        # A stored head is used even where the flag says tied: whoever stored it trained with it.
+        tied = HEAD_WEIGHT not in stored_names and config.tie_word_embeddings is not False
+        return cls(config, tied=tied, dtype=dtype)
+
+    def forward(self, step: StepTensors, cache: KVCache) -> Tensor:
+        hidden_TD: Tensor = self.model(step, cache)
+        return hidden_TD
+
+    def compute_logits(self, hidden_RD: Tensor) -> Tensor:
+        head = self.model.embed_tokens if self.lm_head is None else self.lm_head
+        return nn.functional.linear(hidden_RD, head.weight).to(torch.float32)
+
+    def weight_map(self) -> dict[str, Tensor]:
+        return dict(self.named_parameters())
