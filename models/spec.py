@@ -29,9 +29,9 @@ class SamplingDefaults(BaseModel):
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
-    temperature: float = Field(0.0, ge=0.0, description="0 is greedy.")
-    top_p: float = Field(1.0, gt=0.0, le=1.0, description="Nucleus mass; 1 keeps all.")
-    top_k: int = Field(0, ge=0, description="Most likely tokens kept; 0 keeps all.")
+    temperature: float = Field(default=0.0, ge=0.0, description="0 is greedy.")
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0, description="Nucleus mass; 1 keeps all.")
+    top_k: int = Field(default=0, ge=0, description="Most likely tokens kept; 0 keeps all.")
 
 
 @dataclass(frozen=True)
