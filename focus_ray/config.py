@@ -32,8 +32,10 @@ class EngineConfig(BaseModel):
         None, description="Prompt plus output, tokens; None: the checkpoint's limit."
     )
     max_num_seqs: PositiveInt = Field(256, description="Sequences that run at once.")
-    max_num_batched_tokens: PositiveInt = Field(
-        8192, description="Tokens of one step; decoding goes first, prefill takes what is left."
+    max_num_batched_tokens: PositiveInt | None = Field(
+        None,
+        description="Tokens of one step; decoding goes first, prefill takes what is left. "
+        "None: 8192 on a GPU, 1024 on a CPU.",
     )
     max_num_waiting: NonNegativeInt = Field(
         4096, description="Sequences that may wait; more are refused as overload."

@@ -146,6 +146,7 @@ class EngineLoad:
     prefill_tokens: int
     cached_prefix_tokens: int
     emitted_tokens: int
+    prompt_tokens: int
     num_preemptions: int
     finished: dict[str, int]
     step_s: float

@@ -8,7 +8,7 @@ from enum import Enum, auto
 
 import numpy as np
 
-from focus_ray.engine.outputs import RequestStats
+from focus_ray.engine.outputs import DenoisingStep, RequestStats
 from focus_ray.engine.pages import ROOT, TokenArray
 from focus_ray.engine.plan import BlockSnapshot
 from focus_ray.sampling import SamplingParams
@@ -55,6 +55,8 @@ class Sequence:
     prefix_node: int = ROOT
     num_emitted: int = 0
     saved_block: BlockSnapshot | None = None
+    top_logprobs: dict[int, tuple[tuple[int, float], ...]] = field(default_factory=dict)
+    trace: list[DenoisingStep] = field(default_factory=list)
 
     denoising_steps: int = 0
     processed_tokens: int = 0
@@ -87,9 +89,7 @@ class Sequence:
         self.cached_prefix_tokens += cached_tokens
         if self.admitted_at is None:
             self.admitted_at = time.monotonic()
-        self.state = (
-            SequenceState.PREFILLING if self.remaining_prefill else SequenceState.DECODING
-        )
+        self.state = SequenceState.PREFILLING if self.remaining_prefill else SequenceState.DECODING
 
     def computed(self, num_tokens: int) -> None:
         """A prefill chunk is in the pages; PREFILLING -> DECODING when it was the last."""

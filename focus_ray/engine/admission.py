@@ -1,0 +1,110 @@
+"""What a request must be like to be taken in; fills in what it leaves to others.
+
+Checked once, at the engine's edge, in words a user can act on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from focus_ray.engine.outputs import GenerationRequest
+from focus_ray.errors import RequestRejected
+from focus_ray.sampling import SamplingParams
+
+
+@dataclass(frozen=True)
+class RequestLimits:
+    """What one engine can take; tokens.
+
+    Args:
+        defaults: every field that a request may leave as None, except ``seed`` and ``max_tokens``.
+        max_completions: most ``n`` that could ever be queued.
+    """
+
+    vocab_size: int
+    mask_token_id: int
+    max_model_len: int
+    block_length: int
+    max_completions: int
+    defaults: SamplingParams
+
+
+def resolve(request: GenerationRequest, limits: RequestLimits) -> SamplingParams:
+    """Check a request and return its parameters with every default filled in but the seed.
+
+    Raises:
+        RequestRejected: names the field, the value and the remedy.
+    """
+    prompt_len = len(request.prompt_token_ids)
+    _check_prompt(request.prompt_token_ids, limits)
+    room = limits.max_model_len - prompt_len
+    if room < 1:
+        raise RequestRejected(
+            f"prompt has {prompt_len} tokens, this model takes {limits.max_model_len} with at "
+            "least one of them for the answer; shorten the prompt or raise max_model_len",
+            "prompt",
+        )
+    params = request.params
+    if params.max_tokens is not None and params.max_tokens > room:
+        raise RequestRejected(
+            f"max_tokens is {params.max_tokens}, but the prompt has {prompt_len} tokens and this "
+            f"model takes {limits.max_model_len} in all; ask for at most {room} or raise "
+            "max_model_len",
+            "max_tokens",
+        )
+    if params.min_tokens > room:
+        raise RequestRejected(
+            f"min_tokens is {params.min_tokens}, but only {room} fit after the prompt",
+            "min_tokens",
+        )
+    if params.n > limits.max_completions:
+        raise RequestRejected(
+            f"n is {params.n}, this engine can queue {limits.max_completions} at most; ask for "
+            "fewer or raise max_num_waiting",
+            "n",
+        )
+    if params.denoising_steps is not None and params.denoising_steps > limits.block_length:
+        raise RequestRejected(
+            f"denoising_steps is {params.denoising_steps}, a block has {limits.block_length} "
+            "tokens and each step decodes at least one; ask for at most that many",
+            "denoising_steps",
+        )
+    for token_id in params.stop_token_ids:
+        if token_id >= limits.vocab_size:
+            raise RequestRejected(
+                f"stop_token_ids holds {token_id}, the vocabulary ends at {limits.vocab_size - 1}",
+                "stop_token_ids",
+            )
+    return _fill(params, limits.defaults, room)
+
+
+def _check_prompt(token_ids: Iterable[int], limits: RequestLimits) -> None:
+    empty = True
+    for index, token_id in enumerate(token_ids):
+        empty = False
+        if not 0 <= token_id < limits.vocab_size:
+            raise RequestRejected(
+                f"prompt token {index} is {token_id}, the vocabulary is "
+                f"[0, {limits.vocab_size - 1}]",
+                "prompt",
+            )
+        if token_id == limits.mask_token_id:
+            raise RequestRejected(
+                f"prompt token {index} is {token_id}, the mask token, which stands for text that "
+                "is still to be decoded; remove it",
+                "prompt",
+            )
+    if empty:
+        raise RequestRejected("prompt is empty; give at least one token", "prompt")
+
+
+def _fill(params: SamplingParams, defaults: SamplingParams, room: int) -> SamplingParams:
+    unset = {
+        name: getattr(defaults, name)
+        for name in SamplingParams.model_fields
+        if getattr(params, name) is None
+    }
+    if params.max_tokens is None:
+        unset["max_tokens"] = room
+    return params.model_copy(update=unset)

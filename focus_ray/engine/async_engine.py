@@ -1,0 +1,212 @@
+"""The engine behind an event loop: one thread steps, every request is an async stream.
+
+All calls to the engine happen on its thread. The loop side leaves commands in a queue and reads
+deltas from a queue per request; neither side waits for the other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
+from typing import TypeVar
+
+from focus_ray.config import EngineConfig
+from focus_ray.engine.engine import Engine
+from focus_ray.engine.outputs import EngineLoad, GenerationRequest, TokenDelta
+from focus_ray.errors import EngineDead
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+IDLE_WAIT_S = 60.0
+"""How long an idle engine sleeps between looks at its queue; a command wakes it at once."""
+
+
+class _Stream:
+    """Deltas of one request on their way to the event loop that asked for them."""
+
+    def __init__(self, num_completions: int) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._deltas: asyncio.Queue[list[TokenDelta] | EngineDead] = asyncio.Queue()
+        self.num_unfinished = num_completions
+
+    def put(self, item: list[TokenDelta] | EngineDead) -> None:
+        """From the engine's thread; a loop that is gone no longer cares."""
+        try:
+            self._loop.call_soon_threadsafe(self._deltas.put_nowait, item)
+        except RuntimeError:
+            logger.debug("a stream's event loop is closed; its deltas are dropped")
+
+    async def get(self) -> list[TokenDelta]:
+        item = await self._deltas.get()
+        if isinstance(item, EngineDead):
+            raise item
+        return item
+
+
+class AsyncEngine:
+    """An ``Engine`` on its own thread.
+
+    Args:
+        engine: not used by anybody else from now on.
+        model_name: as users ask for it.
+    """
+
+    def __init__(self, engine: Engine, model_name: str) -> None:
+        self.model_name = model_name
+        self.tokenizer = engine.tokenizer
+        self.max_model_len = engine.limits.max_model_len
+        self.vocab_size = engine.limits.vocab_size
+        self.default_params = engine.default_params
+        self._engine = engine
+        self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._streams: dict[str, _Stream] = {}
+        self._death: EngineDead | None = None
+        self._stopping = threading.Event()
+        self._load = engine.load()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def start(cls, config: EngineConfig) -> AsyncEngine:
+        """Load the model and start stepping; blocks until it is ready."""
+        return cls(Engine(config), config.model)
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenDelta]:
+        """Stream the deltas of a request until each of its completions has finished.
+
+        Leaving the stream early, by ``aclose`` or cancellation, aborts the request before the next
+        denoising step.
+
+        Raises:
+            RequestRejected: before the first delta; the request can never run as it stands.
+            EngineOverloaded: before the first delta; the queue is full.
+            EngineDead: at any time.
+        """
+        stream = _Stream(request.params.n)
+        added = asyncio.wrap_future(self._call(lambda: self._add(request, stream)))
+        try:
+            await asyncio.shield(added)
+            while stream.num_unfinished:
+                for delta in await stream.get():
+                    stream.num_unfinished -= delta.finish_reason is not None
+                    yield delta
+        finally:
+            if stream.num_unfinished:
+                added.add_done_callback(_retrieve)
+                self._abort_stream(request.request_id, stream)
+
+    def abort(self, request_id: str) -> None:
+        """End a request; its stream sees a last delta with ``finish_reason`` "abort"."""
+        self._commands.put(lambda: self._deliver(self._engine.abort(request_id)))
+
+    def load(self) -> EngineLoad:
+        """The snapshot taken after the latest step."""
+        return self._load
+
+    def raise_if_dead(self) -> None:
+        """Raise EngineDead, with the reason, if the engine stopped."""
+        if self._death is not None:
+            raise self._death
+
+    async def check_alive(self, timeout_s: float) -> None:
+        """Ask the engine's thread and wait for its answer.
+
+        Raises:
+            EngineDead: it stopped, or did not answer within ``timeout_s`` seconds.
+        """
+        answer = asyncio.wrap_future(self._call(lambda: None))
+        try:
+            await asyncio.wait_for(answer, timeout_s)
+        except TimeoutError:
+            raise EngineDead(f"the engine did not answer within {timeout_s} s") from None
+
+    def shutdown(self) -> None:
+        """Stop stepping; requests that still run end with EngineDead. Safe to call twice."""
+        self._stopping.set()
+        self._commands.put(lambda: None)
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _call(self, action: Callable[[], Result]) -> Future[Result]:
+        """Run ``action`` on the engine's thread between two steps."""
+        future: Future[Result] = Future()
+
+        def command() -> None:
+            if self._death is not None:
+                future.set_exception(self._death)
+            elif future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(action())
+                except Exception as error:
+                    future.set_exception(error)
+
+        self._commands.put(command)
+        if self._death is not None:  # nobody else looks at the queue any more
+            self._run_commands()
+        return future
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping.is_set():
+                self._run_commands(wait=not self._engine.has_unfinished())
+                if self._engine.has_unfinished():
+                    self._deliver(self._engine.step())
+                self._load = self._engine.load()
+            self._die(EngineDead("the engine was shut down"))
+        except BaseException as error:
+            logger.exception("the engine stopped after an internal error")
+            self._die(EngineDead(f"the engine stopped after {type(error).__name__}: {error}"))
+
+    def _run_commands(self, wait: bool = False) -> None:
+        try:
+            while True:
+                command = self._commands.get(block=wait, timeout=IDLE_WAIT_S)
+                command()
+                wait = False
+        except queue.Empty:
+            return
+
+    def _die(self, death: EngineDead) -> None:
+        self._death = death
+        for stream in self._streams.values():
+            stream.put(death)
+        self._streams.clear()
+        self._run_commands()
+
+    def _add(self, request: GenerationRequest, stream: _Stream) -> None:
+        self._engine.add(request)
+        self._streams[request.request_id] = stream
+
+    def _abort_stream(self, request_id: str, stream: _Stream) -> None:
+        """Abort, unless the id has passed on to another stream in the meantime."""
+
+        def command() -> None:
+            if self._streams.get(request_id) is stream:
+                del self._streams[request_id]
+                self._engine.abort(request_id)
+
+        self._commands.put(command)
+
+    def _deliver(self, deltas: list[TokenDelta]) -> None:
+        by_request: dict[str, list[TokenDelta]] = {}
+        for delta in deltas:
+            by_request.setdefault(delta.request_id, []).append(delta)
+        running = self._engine.running_requests
+        for request_id, group in by_request.items():
+            stream = self._streams.get(request_id)
+            if stream is not None:
+                stream.put(group)
+                if request_id not in running:
+                    del self._streams[request_id]
+
+
+def _retrieve(future: asyncio.Future[None]) -> None:
+    """Take note of a failure nobody waits for, so that asyncio does not complain."""
+    if not future.cancelled():
+        future.exception()

@@ -1,0 +1,111 @@
+"""From final tokens to final text: detokenising, and every way a completion can end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from focus_ray.engine.detokenizer import Detokenizer
+from focus_ray.engine.outputs import FinishReason, TokenDelta, TokenLogprob
+from focus_ray.engine.repetition import first_repetition
+from focus_ray.engine.request import Sequence
+from focus_ray.engine.scheduler import NewTokens
+from focus_ray.engine.stop_strings import StopStrings
+from focus_ray.engine.tokenizer import Tokenizer
+
+REPETITION = "repetition"
+"""``stop_reason`` of a completion that repetition detection ended."""
+
+
+@dataclass(frozen=True)
+class _End:
+    reason: FinishReason
+    stop_reason: int | str | None = None
+
+
+class Completion:
+    """The outgoing side of one sequence.
+
+    What it returns is final: text that may be the start of a stop string, or half of a character,
+    is held back until that is decided.
+    """
+
+    def __init__(self, sequence: Sequence, tokenizer: Tokenizer | None) -> None:
+        self.sequence = sequence
+        params = sequence.params
+        self._detokenizer = Detokenizer(tokenizer, params)
+        self._stops = StopStrings(params.stop, params.include_stop_str_in_output)
+        self._token_ids: list[int] = []
+        self._watches_tokens = bool(params.stop) or params.repetition_detection is not None
+
+    def take(self, new: NewTokens) -> TokenDelta:
+        """The delta for tokens that became final; carries a finish reason if they end it."""
+        text = ""
+        end: _End | None = None
+        num_taken = 0
+        for run in self._runs(new.token_ids):
+            num_taken += len(run)
+            self._token_ids += run
+            run_text, end = self._take_run(run)
+            text += run_text
+            if end is not None:
+                break
+        if end is None and len(self._token_ids) == self.sequence.params.max_tokens:
+            end = _End("length")
+        if end is not None and end.stop_reason not in self.sequence.params.stop:
+            text += self._flush()
+        logprobs = None if new.logprobs is None else new.logprobs[:num_taken]
+        return self._delta(text, new.token_ids[:num_taken], logprobs, end)
+
+    def abort(self) -> TokenDelta:
+        """The last delta of a completion that was cut off."""
+        return self._delta(self._flush(), [], None, _End("abort"))
+
+    def _runs(self, token_ids: list[int]) -> list[list[int]]:
+        """One run, or token by token where the exact token that ends the text must be known."""
+        if self._watches_tokens:
+            return [[token_id] for token_id in token_ids]
+        for i, token_id in enumerate(token_ids):
+            if token_id in self.sequence.stop_token_ids:
+                return [token_ids[: i + 1]]
+        return [token_ids]
+
+    def _take_run(self, run: list[int]) -> tuple[str, _End | None]:
+        params = self.sequence.params
+        if run[-1] in self.sequence.stop_token_ids:
+            shown = run if params.include_stop_str_in_output else run[:-1]
+            return self._show(shown), _End("stop", run[-1])
+        text = self._show(run)
+        if self._stops.matched is not None:
+            return text, _End("stop", self._stops.matched)
+        rule = params.repetition_detection
+        if rule is not None and first_repetition(
+            self._token_ids, len(self._token_ids) - len(run), rule
+        ):
+            return text, _End("stop", REPETITION)
+        return text, None
+
+    def _show(self, token_ids: list[int]) -> str:
+        text = self._detokenizer.append(token_ids)
+        if len(self._token_ids) <= self.sequence.params.min_tokens:
+            return text
+        return self._stops.append(text)
+
+    def _flush(self) -> str:
+        return self._stops.append(self._detokenizer.finish()) + self._stops.finish()
+
+    def _delta(
+        self,
+        text: str,
+        token_ids: list[int],
+        logprobs: list[TokenLogprob] | None,
+        end: _End | None,
+    ) -> TokenDelta:
+        return TokenDelta(
+            request_id=self.sequence.request_id,
+            index=self.sequence.index,
+            text=text,
+            token_ids=tuple(token_ids),
+            logprobs=None if logprobs is None else tuple(logprobs),
+            finish_reason=end.reason if end else None,
+            stop_reason=end.stop_reason if end else None,
+        )

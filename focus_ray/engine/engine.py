@@ -1,0 +1,209 @@
+"""The engine: requests in, final text out, one denoising step at a time. One thread only."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import replace
+
+import numpy as np
+
+from focus_ray.config import EngineConfig
+from focus_ray.engine.admission import RequestLimits, resolve
+from focus_ray.engine.assembly import EngineParts, assemble
+from focus_ray.engine.completion import Completion
+from focus_ray.engine.outputs import EngineLoad, GenerationRequest, TokenDelta
+from focus_ray.engine.request import Sequence
+from focus_ray.engine.tokenizer import Tokenizer
+from focus_ray.errors import EngineOverloaded, RequestRejected
+from focus_ray.sampling import SamplingParams
+
+logger = logging.getLogger(__name__)
+
+STEP_TIME_WEIGHT = 0.1
+"""Weight of the newest step in the running average of step time."""
+
+
+class Engine:
+    """Generates with one model on one device.
+
+    Args:
+        config: what to load and how much may run at once.
+        parts: the assembled scheduler, runner and facts; made from ``config`` when absent.
+
+    Raises:
+        CheckpointError: the model cannot be loaded.
+        ValueError: the configuration does not fit the model or the memory.
+    """
+
+    def __init__(self, config: EngineConfig, parts: EngineParts | None = None) -> None:
+        self.config = config
+        parts = parts or assemble(config)
+        self.tokenizer: Tokenizer | None = parts.tokenizer
+        self.limits: RequestLimits = parts.limits
+        self._runner = parts.runner
+        self._scheduler = parts.scheduler
+        self._stop_token_ids = parts.stop_token_ids
+        self._seeds = random.Random(config.seed)
+        self._completions: dict[str, list[Completion]] = {}
+        self._finished: Counter[str] = Counter({"stop": 0, "length": 0, "abort": 0})
+        self._totals: Counter[str] = Counter()
+        self._step_s = 0.0
+
+    @property
+    def default_params(self) -> SamplingParams:
+        """What a request gets for the fields it leaves open."""
+        return self.limits.defaults
+
+    @property
+    def running_requests(self) -> Collection[str]:
+        """Ids of the requests that have not finished."""
+        return self._completions.keys()
+
+    def validate(self, request: GenerationRequest) -> None:
+        """Raise RequestRejected if ``add`` would."""
+        resolve(request, self.limits)
+        if request.request_id in self._completions:
+            raise RequestRejected(
+                f"request_id {request.request_id!r} is running already; choose another",
+                "request_id",
+            )
+
+    def add(self, request: GenerationRequest) -> None:
+        """Queue the completions of a request.
+
+        Raises:
+            RequestRejected: it can never run as it stands.
+            EngineOverloaded: the queue is full now.
+        """
+        self.validate(request)
+        params = resolve(request, self.limits)
+        waiting = len(self._scheduler.waiting) + params.n
+        room = self.config.max_num_waiting + self._scheduler.num_free_slots
+        if waiting > room:
+            raise EngineOverloaded(
+                f"{len(self._scheduler.waiting)} sequences wait already, this engine queues "
+                f"{self.config.max_num_waiting}; try again later or raise max_num_waiting"
+            )
+        seed = params.seed if params.seed is not None else self._seeds.getrandbits(63)
+        completions = []
+        for index in range(params.n):
+            sequence = self._sequence(request, params, index, seed)
+            completions.append(Completion(sequence, self.tokenizer))
+            self._scheduler.add(sequence)
+        self._completions[request.request_id] = completions
+        self._totals["prompt_tokens"] += len(request.prompt_token_ids)
+        logger.debug("request %s added, n=%d", request.request_id, params.n)
+
+    def abort(self, request_id: str) -> list[TokenDelta]:
+        """End a request now; its pages are free at once. Unknown ids are ignored.
+
+        Returns:
+            The last delta of each completion that was still running.
+        """
+        running = self._completions.pop(request_id, [])
+        return [self._finish(completion, completion.abort()) for completion in running]
+
+    def has_unfinished(self) -> bool:
+        return self._scheduler.has_unfinished()
+
+    def step(self) -> list[TokenDelta]:
+        """One forward pass over everything that runs; what became final."""
+        started = time.monotonic()
+        plan = self._scheduler.plan()
+        if plan.is_empty():
+            return []
+        result = self._runner.run(plan)
+        new_tokens = self._scheduler.apply(plan, result)
+
+        self._totals["steps"] += 1
+        self._totals["processed_tokens"] += len(plan.decode_slots_N) * self.limits.block_length
+        self._totals["prefill_tokens"] += plan.num_prefill_tokens
+        deltas = []
+        for new in new_tokens:
+            completion = self._completion_of(new.sequence)
+            delta = completion.take(new)
+            self._totals["emitted_tokens"] += len(delta.token_ids)
+            if new.sequence.first_token_at is None:
+                new.sequence.first_token_at = time.monotonic()
+            if delta.finish_reason is not None:
+                delta = self._finish(completion, delta)
+                self._forget(completion)
+            deltas.append(delta)
+        elapsed = time.monotonic() - started
+        self._step_s += (elapsed - self._step_s) * (STEP_TIME_WEIGHT if self._step_s else 1.0)
+        return deltas
+
+    def load(self) -> EngineLoad:
+        """What the engine holds now and has done so far."""
+        pool = self._scheduler.pool
+        return EngineLoad(
+            num_running=self._scheduler.num_running,
+            num_waiting=len(self._scheduler.waiting),
+            free_pages=pool.num_free,
+            total_pages=pool.num_pages,
+            num_steps=self._totals["steps"],
+            processed_tokens=self._totals["processed_tokens"],
+            decoded_tokens=self._scheduler.num_decoded_tokens,
+            prefill_tokens=self._totals["prefill_tokens"],
+            cached_prefix_tokens=self._scheduler.num_cached_tokens,
+            emitted_tokens=self._totals["emitted_tokens"],
+            prompt_tokens=self._totals["prompt_tokens"],
+            num_preemptions=self._scheduler.num_preemptions,
+            finished=dict(self._finished),
+            step_s=self._step_s,
+        )
+
+    def _sequence(
+        self, request: GenerationRequest, params: SamplingParams, index: int, seed: int
+    ) -> Sequence:
+        assert params.max_tokens is not None
+        block_length = self.limits.block_length
+        prompt_len = len(request.prompt_token_ids)
+        num_blocks = -(-(prompt_len + params.max_tokens) // block_length)
+        canvas = np.zeros(num_blocks * block_length, np.int32)
+        canvas[:prompt_len] = request.prompt_token_ids
+        stops = frozenset(params.stop_token_ids)
+        if not params.ignore_eos:
+            stops |= self._stop_token_ids
+        # completions of one request differ; wrapped to int64, as the device keeps it
+        own_seed = (seed + index + 2**63) % 2**64 - 2**63
+        sequence = Sequence(
+            request_id=request.request_id,
+            index=index,
+            params=params,
+            seed=own_seed,
+            prompt_len=prompt_len,
+            canvas=canvas,
+            block_length=block_length,
+            stop_token_ids=stops,
+        )
+        sequence.num_committed = prompt_len // block_length * block_length
+        return sequence
+
+    def _completion_of(self, sequence: Sequence) -> Completion:
+        return next(
+            completion
+            for completion in self._completions[sequence.request_id]
+            if completion.sequence is sequence
+        )
+
+    def _finish(self, completion: Completion, delta: TokenDelta) -> TokenDelta:
+        """Free what the sequence holds and complete its last delta."""
+        sequence = completion.sequence
+        self._scheduler.finish(sequence)
+        assert delta.finish_reason is not None
+        self._finished[delta.finish_reason] += 1
+        trace = tuple(sequence.trace) if self.config.record_trace else None
+        return replace(delta, stats=sequence.stats(), trace=trace)
+
+    def _forget(self, completion: Completion) -> None:
+        request_id = completion.sequence.request_id
+        rest = [c for c in self._completions[request_id] if c is not completion]
+        if rest:
+            self._completions[request_id] = rest
+        else:
+            del self._completions[request_id]

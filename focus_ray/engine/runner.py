@@ -1,0 +1,192 @@
+"""One rank: the model, its KV pages, the block state, and one forward pass per step.
+
+Letters: N decoding slots, R rows of one block each (decoding first, then prefill), T = R * B
+tokens, B block length, P pages per row, D hidden size, Q masked positions that need logits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from focus_ray.engine.block_state import BlockState
+from focus_ray.engine.decoding import choose_unmasked, quota
+from focus_ray.engine.plan import StepPlan, StepResult
+from focus_ray.engine.sampler import RowParams, choose_tokens
+from focus_ray.models.base import BlockDiffusionModel
+from focus_ray.models.kv_cache import KVCache
+from focus_ray.models.step import StepTensors
+
+LOGITS_BYTES = 256 << 20
+"""float32 logits held at once; a vocabulary of 151936 takes 0.6 MB a row."""
+
+
+@dataclass
+class _Unmasking:
+    """What the logits of a step say about each position of the decoding blocks."""
+
+    token_ids_NB: Tensor
+    confidences_NB: Tensor
+    logprobs_NB: Tensor
+    top_ids_NBK: Tensor | None
+    top_logprobs_NBK: Tensor | None
+
+
+class Runner:
+    """Runs the plan of a step on one device.
+
+    Args:
+        model: the loaded model, in evaluation mode.
+        vocab_size: width of its logits.
+        cache: KV pages of all layers.
+        state: slots of the running sequences; the runner is its only writer.
+    """
+
+    def __init__(
+        self, model: BlockDiffusionModel, vocab_size: int, cache: KVCache, state: BlockState
+    ) -> None:
+        self.model = model
+        self.vocab_size = vocab_size
+        self.cache = cache
+        self.state = state
+        self._offset_B = torch.arange(state.block_length, device=state.device)
+
+    @torch.inference_mode()
+    def run(self, plan: StepPlan) -> StepResult:
+        """One forward pass over the decoding blocks and the prefill chunks of ``plan``."""
+        state = self.state
+        state.start(plan.starts)
+        state.update_pages(plan.page_updates)
+        slots_N = torch.as_tensor(plan.decode_slots_N, device=state.device)
+        hidden_TD = self.model(self._step_tensors(plan, slots_N), self.cache)
+
+        num_decode_tokens = len(slots_N) * state.block_length
+        decoded_NB = state.decoded_MB[slots_N]
+        found = self._look(plan, slots_N, hidden_TD[:num_decode_tokens])
+        chosen_NB = choose_unmasked(
+            found.confidences_NB,
+            ~decoded_NB,
+            strategy_N=state.strategy_M[slots_N],
+            threshold_N=state.threshold_M[slots_N],
+            quota_N=quota(
+                state.block_length,
+                state.denoising_steps_M[slots_N],
+                state.denoising_step_M[slots_N],
+            ),
+        )
+        token_ids_NB = torch.where(chosen_NB, found.token_ids_NB, state.token_ids_MB[slots_N])
+        decoded_NB = decoded_NB | chosen_NB
+        state.advance(slots_N, token_ids_NB, decoded_NB)
+        return StepResult(
+            token_ids_NB=token_ids_NB.to("cpu", torch.int32).numpy(),
+            decoded_NB=decoded_NB.cpu().numpy(),
+            confidences_NB=found.confidences_NB.cpu().numpy(),
+            logprobs_NB=found.logprobs_NB.cpu().numpy(),
+            top_ids_NBK=_to_numpy(found.top_ids_NBK),
+            top_logprobs_NBK=_to_numpy(found.top_logprobs_NBK),
+        )
+
+    def _step_tensors(self, plan: StepPlan, slots_N: Tensor) -> StepTensors:
+        """Every row is one block: blocks that decode, then the blocks of the prefill chunks."""
+        state, block_length = self.state, self.state.block_length
+        page_size = self.cache.page_size
+        slots_R, starts_R = slots_N, state.block_start_M[slots_N]
+        ids_RB = state.token_ids_MB[slots_N]
+        if plan.prefill:
+            blocks = [len(chunk.token_ids) // block_length for chunk in plan.prefill]
+            prefill_slots = np.repeat([chunk.slot for chunk in plan.prefill], blocks)
+            prefill_starts = np.concatenate(
+                [
+                    np.arange(chunk.start, chunk.start + len(chunk.token_ids), block_length)
+                    for chunk in plan.prefill
+                ]
+            )
+            prefill_ids = np.concatenate([chunk.token_ids for chunk in plan.prefill])
+            slots_R = torch.cat([slots_R, self._int64(prefill_slots)])
+            starts_R = torch.cat([starts_R, self._int64(prefill_starts)])
+            ids_RB = torch.cat([ids_RB, self._int64(prefill_ids).view(-1, block_length)])
+
+        num_rows = len(slots_R)
+        pages_needed = -(-plan.max_kv_len // page_size)
+        page_table_RP = state.page_table_MP[slots_R, :pages_needed]
+        page_R = page_table_RP.gather(1, (starts_R // page_size)[:, None])[:, 0].long()
+        first_slot_R = page_R * page_size + starts_R % page_size
+        return StepTensors(
+            token_ids_T=ids_RB.flatten(),
+            positions_T=(starts_R[:, None] + self._offset_B).flatten(),
+            kv_limit_T=(starts_R + block_length).int().repeat_interleave(block_length),
+            slot_T=(first_slot_R[:, None] + self._offset_B).flatten(),
+            page_table_SP=page_table_RP,
+            row_offsets_S1=torch.arange(
+                0, (num_rows + 1) * block_length, block_length, dtype=torch.int32
+            ).to(state.device),
+            max_row_len=block_length,
+            max_kv_len=plan.max_kv_len,
+        )
+
+    def _look(self, plan: StepPlan, slots_N: Tensor, hidden_TD: Tensor) -> _Unmasking:
+        """Tokens and confidences of the masked positions; logits only where they can matter."""
+        state, block_length = self.state, self.state.block_length
+        shape = (len(slots_N), block_length)
+        num_positions = shape[0] * shape[1]
+        num_top = plan.num_top_logprobs or 0
+        token_T = torch.zeros(num_positions, dtype=torch.int64, device=state.device)
+        confidence_T = torch.zeros(num_positions, device=state.device)
+        logprob_T = torch.zeros(num_positions, device=state.device)
+        top_id_TK = token_T.new_zeros(num_positions, num_top)
+        top_logprob_TK = logprob_T.new_zeros(num_positions, num_top)
+
+        masked_Q = (~state.decoded_MB[slots_N]).flatten().nonzero()[:, 0]
+        rows_at_once = max(1, LOGITS_BYTES // (4 * self.vocab_size))
+        for rows_Q in masked_Q.split(rows_at_once):
+            logits_QV = self.model.compute_logits(hidden_TD[rows_Q])
+            choice = choose_tokens(
+                logits_QV,
+                self._row_params(plan, slots_N, rows_Q),
+                mask_token_id=state.mask_token_id,
+                any_sampled=plan.any_sampled,
+                any_filtered=plan.any_filtered,
+            )
+            token_T[rows_Q] = choice.token_R
+            confidence_T[rows_Q] = choice.confidence_R
+            logprob_T[rows_Q] = choice.logprob_R
+            if num_top:
+                best = logits_QV.log_softmax(1).topk(num_top, dim=1)
+                top_id_TK[rows_Q], top_logprob_TK[rows_Q] = best.indices, best.values
+        return _Unmasking(
+            token_T.view(shape),
+            confidence_T.view(shape),
+            logprob_T.view(shape),
+            top_id_TK.view(*shape, num_top) if num_top else None,
+            top_logprob_TK.view(*shape, num_top) if num_top else None,
+        )
+
+    def _row_params(self, plan: StepPlan, slots_N: Tensor, rows_Q: Tensor) -> RowParams:
+        state, block_length = self.state, self.state.block_length
+        slots_Q = slots_N[rows_Q // block_length]
+        position_Q = state.block_start_M[slots_Q] + rows_Q % block_length
+        suppressed_QK = None
+        if plan.any_suppressed:
+            too_early_Q = position_Q < state.suppress_before_M[slots_Q]
+            suppressed_QK = state.suppressed_MK[slots_Q]
+            suppressed_QK = suppressed_QK.masked_fill(~too_early_Q[:, None], state.mask_token_id)
+        return RowParams(
+            temperature_R=state.temperature_M[slots_Q],
+            top_p_R=state.top_p_M[slots_Q],
+            top_k_R=state.top_k_M[slots_Q],
+            min_p_R=state.min_p_M[slots_Q],
+            seed_R=state.seed_M[slots_Q],
+            position_R=position_Q,
+            step_R=state.denoising_step_M[slots_Q],
+            suppressed_RK=suppressed_QK,
+        )
+
+    def _int64(self, values: np.ndarray) -> Tensor:
+        return torch.as_tensor(values.astype(np.int64, copy=False)).to(self.state.device)
+
+
+def _to_numpy(tensor: Tensor | None) -> np.ndarray | None:
+    return None if tensor is None else tensor.cpu().numpy()

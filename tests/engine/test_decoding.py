@@ -1,0 +1,104 @@
+import pytest
+import torch
+
+from focus_ray.engine.decoding import STRATEGY_CODES, choose_unmasked, quota
+
+
+def choose(strategy, confidence, masked, *, threshold=0.9, quota_=1):
+    chosen = choose_unmasked(
+        torch.tensor([confidence]),
+        torch.tensor([masked], dtype=torch.bool),
+        strategy_N=torch.tensor([STRATEGY_CODES[strategy]]),
+        threshold_N=torch.tensor([threshold]),
+        quota_N=torch.tensor([quota_]),
+    )
+    return chosen[0].nonzero()[:, 0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("strategy", "confidence", "masked", "options", "expected"),
+    [
+        pytest.param(
+            "low_confidence_dynamic", [0.95, 0.2, 0.99], [1, 1, 1], {}, [0, 2], id="all above"
+        ),
+        pytest.param(
+            "low_confidence_dynamic", [0.5, 0.2, 0.6], [1, 1, 1], {}, [2], id="at least one"
+        ),
+        pytest.param(
+            "low_confidence_dynamic", [0.5, 0.5], [1, 1], {"threshold": 0.5}, [0], id="strict"
+        ),
+        pytest.param(
+            "low_confidence_dynamic",
+            [0.95, 0.2, 0.6],
+            [1, 1, 1],
+            {"quota_": 2},
+            [0, 2],
+            id="fewer above than the quota: the quota's best",
+        ),
+        pytest.param(
+            "low_confidence_dynamic",
+            [0.95, 0.94, 0.93],
+            [1, 1, 1],
+            {"quota_": 2},
+            [0, 1, 2],
+            id="more above than the quota",
+        ),
+        pytest.param(
+            "low_confidence_dynamic", [0.99, 0.2], [0, 1], {}, [1], id="decoded ones do not count"
+        ),
+        pytest.param(
+            "low_confidence_static", [0.3, 0.99, 0.5], [1, 1, 1], {"quota_": 2}, [1, 2], id="best"
+        ),
+        pytest.param(
+            "low_confidence_static", [0.5, 0.5, 0.5], [1, 1, 1], {"quota_": 2}, [0, 1], id="ties"
+        ),
+        pytest.param(
+            "low_confidence_static", [0.5, 0.1], [0, 1], {"quota_": 2}, [1], id="quota above masks"
+        ),
+        pytest.param(
+            "sequential", [0.9, 0.1, 0.2, 0.99], [0, 1, 0, 1], {"quota_": 1}, [1], id="leftmost"
+        ),
+        pytest.param(
+            "sequential",
+            [0.0, 0.0, 0.0],
+            [1, 0, 1],
+            {"quota_": 2},
+            [0, 2],
+            id="leftmost masked, over a hole and without confidence",
+        ),
+        pytest.param(
+            "low_confidence_dynamic", [0.99, 0.99], [0, 0], {}, [], id="nothing is masked"
+        ),
+    ],
+)
+def test_choice(strategy, confidence, masked, options, expected):
+    assert choose(strategy, confidence, masked, **options) == expected
+
+
+def test_strategies_mix_in_one_batch():
+    chosen = choose_unmasked(
+        torch.tensor([[0.1, 0.95, 0.96]] * 3),
+        torch.ones(3, 3, dtype=torch.bool),
+        strategy_N=torch.tensor([0, 1, 2]),
+        threshold_N=torch.full((3,), 0.9),
+        quota_N=torch.ones(3, dtype=torch.int64),
+    )
+    assert chosen.int().tolist() == [[0, 1, 1], [0, 0, 1], [1, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("block_length", "steps", "expected"),
+    [
+        pytest.param(4, 4, [1, 1, 1, 1], id="default: one a step"),
+        pytest.param(16, 6, [3, 3, 3, 3, 2, 2], id="the first steps take the rest"),
+        pytest.param(8, 1, [8], id="all at once"),
+    ],
+)
+def test_quota_spreads_the_block(block_length, steps, expected):
+    step_N = torch.arange(steps)
+    assert quota(block_length, torch.full((steps,), steps), step_N).tolist() == expected
+    assert sum(expected) == block_length
+
+
+def test_quota_past_the_schedule_still_progresses():
+    assert quota(4, torch.tensor([4]), torch.tensor([9])).tolist() == [1]
