@@ -33,11 +33,15 @@ _MOST_NAMES_LISTED = 8
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to run, what is known about it, and the folder it came from."""
+    """A model ready to run, what is known about it, and the folder it came from.
+
+    ``dtype`` is that of its weights and activations now; the stored one is in ``spec``.
+    """
 
     model: BlockDiffusionModel
     spec: ModelSpec
     path: Path
+    dtype: torch.dtype
 
 
 @dataclass(frozen=True)
@@ -71,16 +75,17 @@ def load_model(
     """
     path = resolve_checkpoint(name, revision)
     spec = read_spec(path, block_length=block_length, name=name)
+    dtype = dtype or spec.dtype
     architecture, model_cls, config = read_config(path)
     stored = find_weights(path)
     with torch.device(device):
-        model = model_cls.build(config, stored.keys(), dtype or spec.dtype)
+        model = model_cls.build(config, stored.keys(), dtype)
     model.eval()
     try:
         fill_weights(model.weight_map(), stored)
     except CheckpointError as error:
         raise CheckpointError(f"{path} does not fit {architecture}: {error}") from error
-    return LoadedModel(model, spec, path)
+    return LoadedModel(model, spec, path, dtype)
 
 
 def find_weights(path: Path) -> dict[str, StoredWeight]:
