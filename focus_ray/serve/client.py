@@ -1,0 +1,36 @@
+"""What the ingress asks of engines, wherever they run.
+
+Two implementations: ``replica.Replica`` in the same process, ``ray_client.RayEngineClient`` over a
+Serve handle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from typing import Protocol
+
+from prometheus_client import Metric
+
+from focus_ray.serve.messages import Chunk, Encoded, ModelInfo, Prompt, Submission
+
+
+class EngineClient(Protocol):
+    """Every method raises the errors of ``focus_ray.errors`` and no others on purpose."""
+
+    def generate(self, submission: Submission) -> AsyncGenerator[Chunk, None]:
+        """Chunks of all completions, interleaved. Closing the generator aborts the request."""
+        ...
+
+    async def describe(self) -> ModelInfo: ...
+
+    async def encode(self, prompt: Prompt, with_texts: bool) -> Encoded: ...
+
+    async def decode(self, token_ids: Sequence[int]) -> str: ...
+
+    async def check_alive(self, timeout_s: float) -> None:
+        """Ask the engine itself; EngineDead if it does not answer within ``timeout_s``."""
+        ...
+
+    async def metrics(self) -> list[Metric]:
+        """Metric families of every engine, each family once."""
+        ...

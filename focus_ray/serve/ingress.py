@@ -1,0 +1,238 @@
+"""The routes. Knows HTTP and the client interface of engines; knows neither Ray nor tensors."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import uuid
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, FastAPI, Request, Response, Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, SecretStr
+
+from focus_ray import __version__
+from focus_ray.serve import http_errors
+from focus_ray.serve.answering import Task, answer
+from focus_ray.serve.bodies import add_schemas, describe_body, describe_errors, read_body
+from focus_ray.serve.chat_writer import ChatWriter
+from focus_ray.serve.client import EngineClient
+from focus_ray.serve.completion_writer import CompletionWriter
+from focus_ray.serve.http_errors import ModelNotFound, Unauthorized
+from focus_ray.serve.messages import ModelInfo, Submission
+from focus_ray.serve.metrics import as_text
+from focus_ray.serve.protocol import (
+    ChatCompletionRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    TokenizeRequest,
+)
+from focus_ray.serve.replies import (
+    ChatCompletion,
+    Completion,
+    DetokenizeReply,
+    Model,
+    ModelList,
+    TokenizeReply,
+    VersionReply,
+    now,
+)
+
+CHAT_EXAMPLE = {"messages": [{"role": "user", "content": "What is 17 + 25?"}], "max_tokens": 128}
+COMPLETION_EXAMPLE = {"prompt": "17 + 25 =", "max_tokens": 32}
+
+
+class IngressSettings(BaseModel):
+    """What the HTTP side needs to know besides its engines."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    served_model_names: tuple[str, ...] = Field(
+        min_length=1, description="Names requests may use; the first one is shown."
+    )
+    api_key: SecretStr | None = Field(
+        None, description="Bearer token that requests must bring; None: open to all."
+    )
+    max_body_bytes: PositiveInt = Field(16 * 2**20, description="Longest request body.")
+    health_timeout_s: PositiveFloat = Field(10.0, description="Wait for an engine's answer.")
+
+
+class Ingress:
+    """Route handlers over one client.
+
+    Args:
+        client: reaches the engines.
+        settings: the HTTP side's own.
+    """
+
+    def __init__(self, client: EngineClient, settings: IngressSettings) -> None:
+        self._client = client
+        self._settings = settings
+        self._started = now()
+        self._info: ModelInfo | None = None
+
+    async def chat_completions(self, request: Request) -> Response:
+        """Answer a conversation."""
+        body = await read_body(request, ChatCompletionRequest, self._settings.max_body_bytes)
+        reply_id = f"chatcmpl-{uuid.uuid4().hex}"
+        with_ids = bool(body.return_token_ids)
+        submission = Submission(
+            reply_id, body.chat_prompt(body.messages), body.to_params(), with_ids
+        )
+        writer = ChatWriter(reply_id, self._name(body.model), body.with_usage, with_ids)
+        task = Task((submission,), writer, bool(body.stream), body.with_usage)
+        return await answer(request, self._client, task, body.client_names())
+
+    async def completions(self, request: Request) -> Response:
+        """Continue one or more prompts."""
+        body = await read_body(request, CompletionRequest, self._settings.max_body_bytes)
+        reply_id = f"cmpl-{uuid.uuid4().hex}"
+        with_ids = bool(body.return_token_ids)
+        params = body.to_params()
+        submissions = tuple(
+            Submission(f"{reply_id}-{number}", prompt, params, with_ids)
+            for number, prompt in enumerate(body.prompts())
+        )
+        writer = CompletionWriter(reply_id, self._name(body.model), body.with_usage, with_ids)
+        task = Task(submissions, writer, bool(body.stream), body.with_usage)
+        return await answer(request, self._client, task, {})
+
+    async def tokenize(self, request: Request) -> TokenizeReply:
+        """Token ids of a text or a conversation."""
+        body = await read_body(request, TokenizeRequest, self._settings.max_body_bytes)
+        self._name(body.model)
+        encoded = await self._client.encode(body.to_prompt(), bool(body.return_token_strs))
+        return TokenizeReply(
+            count=len(encoded.token_ids),
+            max_model_len=(await self._model_info()).max_model_len,
+            tokens=list(encoded.token_ids),
+            token_strs=None if encoded.texts is None else list(encoded.texts),
+        )
+
+    async def detokenize(self, request: Request) -> DetokenizeReply:
+        """Text of token ids."""
+        body = await read_body(request, DetokenizeRequest, self._settings.max_body_bytes)
+        self._name(body.model)
+        return DetokenizeReply(prompt=await self._client.decode(body.tokens))
+
+    async def models(self) -> ModelList:
+        """The served model, under each of its names."""
+        names = self._settings.served_model_names
+        return ModelList(object="list", data=[await self._model(name) for name in names])
+
+    async def model(self, model_id: str) -> Model:
+        """One served model."""
+        return await self._model(self._name(model_id))
+
+    async def health(self) -> Response:
+        """200 if an engine answers; it is really asked."""
+        await self._client.check_alive(self._settings.health_timeout_s)
+        return Response()
+
+    async def metrics(self) -> Response:
+        """Prometheus metrics of all engines."""
+        timeout_s = self._settings.health_timeout_s
+        families = await asyncio.wait_for(self._client.metrics(), timeout_s)
+        return Response(as_text(families), media_type=CONTENT_TYPE_LATEST)
+
+    async def version(self) -> VersionReply:
+        """Version of this server."""
+        return VersionReply(version=__version__)
+
+    async def check_key(
+        self,
+        sent: Annotated[
+            HTTPAuthorizationCredentials | None, Security(HTTPBearer(auto_error=False))
+        ],
+    ) -> None:
+        """Refuse requests without the key, where there is one."""
+        key = self._settings.api_key
+        if key is None:
+            return
+        brought = sent.credentials if sent else ""
+        if not secrets.compare_digest(brought.encode(), key.get_secret_value().encode()):
+            raise Unauthorized("send the server's API key: 'Authorization: Bearer KEY'")
+
+    def _name(self, asked: str | None) -> str:
+        names = self._settings.served_model_names
+        if asked is not None and asked not in names:
+            raise ModelNotFound(asked, names)
+        return asked or names[0]
+
+    async def _model(self, name: str) -> Model:
+        return Model(
+            id=name,
+            object="model",
+            created=self._started,
+            owned_by="focus-ray",
+            max_model_len=(await self._model_info()).max_model_len,
+        )
+
+    async def _model_info(self) -> ModelInfo:
+        if self._info is None:
+            self._info = await self._client.describe()
+        return self._info
+
+
+def create_app(client: EngineClient, settings: IngressSettings) -> FastAPI:
+    """The ASGI application over a client."""
+    ingress = Ingress(client, settings)
+    app = FastAPI(title="focus-ray", version=__version__)
+    http_errors.install(app)
+    app.include_router(_guarded(ingress))
+    app.include_router(_open(ingress))
+    add_schemas(app, ChatCompletionRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest)
+    return app
+
+
+def _guarded(ingress: Ingress) -> APIRouter:
+    router = APIRouter(dependencies=[Depends(ingress.check_key)])
+    refusals = describe_errors(400, 401, 404, 413, 415)
+    events: dict[str, Any] = {"content": {"text/event-stream": {}}}
+    generation: dict[str, Any] = {
+        "methods": ["POST"],
+        "responses": {200: events, **refusals, **describe_errors(429, 503)},
+    }
+    router.add_api_route(
+        "/v1/chat/completions",
+        ingress.chat_completions,
+        response_model=ChatCompletion,
+        openapi_extra=describe_body(ChatCompletionRequest, CHAT_EXAMPLE),
+        **generation,
+    )
+    router.add_api_route(
+        "/v1/completions",
+        ingress.completions,
+        response_model=Completion,
+        openapi_extra=describe_body(CompletionRequest, COMPLETION_EXAMPLE),
+        **generation,
+    )
+    router.add_api_route(
+        "/tokenize",
+        ingress.tokenize,
+        methods=["POST"],
+        responses=refusals,
+        openapi_extra=describe_body(TokenizeRequest, {"prompt": "17 + 25 ="}),
+    )
+    router.add_api_route(
+        "/detokenize",
+        ingress.detokenize,
+        methods=["POST"],
+        responses=refusals,
+        openapi_extra=describe_body(DetokenizeRequest, {"tokens": [1, 2, 3]}),
+    )
+    router.add_api_route("/v1/models", ingress.models, responses=describe_errors(401, 503))
+    router.add_api_route(
+        "/v1/models/{model_id:path}", ingress.model, responses=describe_errors(401, 404, 503)
+    )
+    return router
+
+
+def _open(ingress: Ingress) -> APIRouter:
+    """What probes and scrapers ask, which seldom hold a key."""
+    router = APIRouter()
+    router.add_api_route("/health", ingress.health, responses=describe_errors(503))
+    router.add_api_route("/metrics", ingress.metrics)
+    router.add_api_route("/version", ingress.version)
+    return router

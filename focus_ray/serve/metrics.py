@@ -1,0 +1,165 @@
+"""Numbers of one engine for Prometheus; names as vLLM's with our prefix.
+
+Totals of the engine are read from its load snapshot when somebody asks, so that they cost nothing
+per step. What concerns one request is observed when its completions end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, Metric, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+from focus_ray.engine.outputs import EngineLoad, RequestStats, TokenDelta
+from focus_ray.errors import EngineDead, EngineOverloaded, RequestRejected
+
+PREFIX = "focus_ray:"
+LABELS = ("model_name", "replica")
+
+# Seconds: from a tiny model's step to a long answer on a busy machine.
+SECONDS = (
+    *(0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.25, 0.5, 0.75),
+    *(1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0),
+)
+SECONDS_PER_TOKEN = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+
+GAUGES: dict[str, tuple[str, Callable[[EngineLoad], float]]] = {
+    "num_requests_running": ("Sequences that take part in steps.", lambda x: x.num_running),
+    "num_requests_waiting": ("Sequences that wait for a place.", lambda x: x.num_waiting),
+    "kv_cache_usage_perc": ("Share of the KV pages in use, 0 to 1.", lambda x: x.kv_usage),
+    "step_seconds": ("Duration of a denoising step, lately.", lambda x: x.step_s),
+}
+TOTALS: dict[str, tuple[str, Callable[[EngineLoad], float]]] = {
+    "generation_tokens": ("Tokens sent to clients.", lambda x: x.emitted_tokens),
+    "decoded_tokens": ("Masked tokens that became decoded.", lambda x: x.decoded_tokens),
+    "processed_tokens": ("Token positions computed by steps.", lambda x: x.processed_tokens),
+    "denoising_steps": ("Forward passes.", lambda x: x.num_steps),
+    "prefill_tokens": ("Prompt tokens computed.", lambda x: x.prefill_tokens),
+    "prefix_cache_hit_tokens": ("Prompt tokens reused.", lambda x: x.cached_prefix_tokens),
+    "num_preemptions": ("Sequences preempted.", lambda x: x.num_preemptions),
+}
+REFUSALS = {
+    RequestRejected: "invalid",
+    EngineOverloaded: "overloaded",
+    EngineDead: "engine_dead",
+}
+
+
+class ReplicaMetrics:
+    """The metric families of one replica.
+
+    Args:
+        load: the engine's snapshot; must be cheap.
+        model_name: label.
+        replica_name: label.
+    """
+
+    def __init__(self, load: Callable[[], EngineLoad], model_name: str, replica_name: str) -> None:
+        self._load = load
+        self._labels = (model_name, replica_name)
+        self._registry = CollectorRegistry()
+        self._prompt_tokens = self._counter("prompt_tokens", "Tokens of accepted prompts.")
+        self._first_token_s = self._histogram(
+            "time_to_first_token_seconds", "Arrival to first token.", SECONDS
+        )
+        self._total_s = self._histogram(
+            "e2e_request_latency_seconds", "Arrival to last token.", SECONDS
+        )
+        self._queue_s = self._histogram(
+            "request_queue_time_seconds", "Arrival to the first step.", SECONDS
+        )
+        self._per_token_s = self._histogram(
+            "request_time_per_output_token_seconds",
+            "Seconds per token after the first, of one completion.",
+            SECONDS_PER_TOKEN,
+        )
+        self._refused = Counter(
+            f"{PREFIX}requests_refused",
+            "Requests that ended in an error, by reason.",
+            (*LABELS, "reason"),
+            registry=self._registry,
+        )
+
+    @contextmanager
+    def observe(self, prompt_len: int) -> Iterator[Callable[[TokenDelta], None]]:
+        """Watch one request; call the given function with each of its deltas."""
+        accepted = False
+
+        def delta_came(delta: TokenDelta) -> None:
+            nonlocal accepted
+            if not accepted:
+                accepted = True
+                self._prompt_tokens.inc(prompt_len)
+            if delta.stats is not None and delta.finish_reason != "abort":
+                self._finished(delta.stats)
+
+        try:
+            yield delta_came
+        except (RequestRejected, EngineOverloaded, EngineDead) as error:
+            reason = next(name for kind, name in REFUSALS.items() if isinstance(error, kind))
+            self._refused.labels(*self._labels, reason).inc()
+            raise
+
+    def collect(self) -> list[Metric]:
+        """All families, with values as of now."""
+        load = self._load()
+        families: list[Metric] = []
+        for name, (text, read) in GAUGES.items():
+            gauge = GaugeMetricFamily(PREFIX + name, text, labels=LABELS)
+            gauge.add_metric(self._labels, read(load))
+            families.append(gauge)
+        for name, (text, read) in TOTALS.items():
+            total = CounterMetricFamily(PREFIX + name, text, labels=LABELS)
+            total.add_metric(self._labels, read(load))
+            families.append(total)
+        finished = CounterMetricFamily(
+            f"{PREFIX}request_success",
+            "Completions that ended, by reason.",
+            labels=(*LABELS, "finished_reason"),
+        )
+        for reason, count in load.finished.items():
+            finished.add_metric((*self._labels, reason), count)
+        return [*families, finished, *self._registry.collect()]
+
+    def _finished(self, stats: RequestStats) -> None:
+        self._first_token_s.observe(stats.first_token_s)
+        self._total_s.observe(stats.total_s)
+        self._queue_s.observe(stats.queue_s)
+        if stats.decoded_tokens > 1:
+            rest_s = stats.total_s - stats.first_token_s
+            self._per_token_s.observe(rest_s / (stats.decoded_tokens - 1))
+
+    def _counter(self, name: str, text: str) -> Counter:
+        family = Counter(PREFIX + name, text, LABELS, registry=self._registry)
+        return family.labels(*self._labels)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+        family = Histogram(PREFIX + name, text, LABELS, buckets=buckets, registry=self._registry)
+        return family.labels(*self._labels)
+
+
+def merge_families(replicas: Iterable[Iterable[Metric]]) -> list[Metric]:
+    """The families of several replicas, each family once; labels tell the samples apart."""
+    merged: dict[str, Metric] = {}
+    for families in replicas:
+        for family in families:
+            if family.name in merged:
+                merged[family.name].samples.extend(family.samples)
+            else:
+                merged[family.name] = family
+    return list(merged.values())
+
+
+def as_text(families: list[Metric]) -> bytes:
+    """Prometheus' text exposition format."""
+    return generate_latest(_Collected(families))
+
+
+class _Collected:
+    def __init__(self, families: list[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> list[Metric]:
+        return self._families

@@ -1,0 +1,200 @@
+"""One engine behind a client interface; every decision is the engine's.
+
+Prompts become token ids here, not in the ingress: the engine's own tokenizer does it, so the two
+can never disagree, the ingress needs no model files, and its event loop never tokenises.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from typing import Any, Protocol, cast
+
+from prometheus_client import Metric
+
+from focus_ray.config import EngineConfig
+from focus_ray.engine.outputs import EngineLoad, GenerationRequest, TokenDelta, TokenLogprob
+from focus_ray.errors import RequestRejected
+from focus_ray.serve.messages import (
+    ChatPrompt,
+    Chunk,
+    Encoded,
+    ModelInfo,
+    Prompt,
+    Submission,
+    TextPrompt,
+    TokenPrompt,
+    TokenText,
+)
+from focus_ray.serve.metrics import ReplicaMetrics
+
+
+class TokenizerFace(Protocol):
+    """The part of ``focus_ray.engine.tokenizer.Tokenizer`` that serving needs."""
+
+    @property
+    def has_chat_template(self) -> bool: ...
+    def encode(self, text: str) -> list[int]: ...
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
+    def token_text(self, token_id: int) -> str: ...
+    def apply_chat_template(
+        self,
+        messages: list[dict[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        chat_template_kwargs: dict[str, Any] | None = None,
+    ) -> list[int]: ...
+
+
+class EngineFace(Protocol):
+    """The part of ``focus_ray.engine.async_engine.AsyncEngine`` that serving needs."""
+
+    @property
+    def tokenizer(self) -> TokenizerFace | None: ...
+    @property
+    def max_model_len(self) -> int: ...
+    @property
+    def vocab_size(self) -> int: ...
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenDelta, None]: ...
+    def load(self) -> EngineLoad: ...
+    async def check_alive(self, timeout_s: float) -> None: ...
+    def shutdown(self) -> None: ...
+
+
+EngineFactory = Callable[[EngineConfig], EngineFace]
+
+
+def start_engine(config: EngineConfig) -> EngineFace:
+    """The real engine. Imported here: torch is loaded where the engine runs and nowhere else."""
+    from focus_ray.engine.async_engine import AsyncEngine
+
+    return cast(EngineFace, AsyncEngine.start(config))
+
+
+class Replica:
+    """An engine with text in and text out.
+
+    Args:
+        config: the engine's.
+        model_name: label of the metrics.
+        replica_name: label of the metrics; tells replicas of one deployment apart.
+        engine_factory: loads the model and starts the engine's step thread.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        model_name: str,
+        replica_name: str = "0",
+        engine_factory: EngineFactory = start_engine,
+    ) -> None:
+        self._engine = engine_factory(config)
+        self._metrics = ReplicaMetrics(self._engine.load, model_name, replica_name)
+
+    async def generate(self, submission: Submission) -> AsyncGenerator[Chunk, None]:
+        """Chunks of all completions, interleaved; closing aborts the engine's request."""
+        prompt_token_ids = await asyncio.to_thread(self._encode, submission.prompt)
+        request = GenerationRequest(
+            request_id=submission.request_id,
+            prompt_token_ids=prompt_token_ids,
+            params=submission.params,
+            prompt=submission.prompt.text if isinstance(submission.prompt, TextPrompt) else None,
+        )
+        untold = set(range(submission.params.n)) if submission.with_prompt_token_ids else set()
+        with self._metrics.observe(len(prompt_token_ids)) as observe:
+            async with aclosing(self._engine.generate(request)) as deltas:
+                async for delta in deltas:
+                    observe(delta)
+                    first = delta.index in untold
+                    untold.discard(delta.index)
+                    yield self._chunk(delta, prompt_token_ids if first else None)
+
+    async def describe(self) -> ModelInfo:
+        """What this engine serves."""
+        tokenizer = self._engine.tokenizer
+        return ModelInfo(
+            max_model_len=self._engine.max_model_len,
+            vocab_size=self._engine.vocab_size,
+            has_tokenizer=tokenizer is not None,
+            has_chat_template=tokenizer is not None and tokenizer.has_chat_template,
+        )
+
+    async def encode(self, prompt: Prompt, with_texts: bool) -> Encoded:
+        """Token ids of a prompt, and each token as text if wanted."""
+        token_ids = await asyncio.to_thread(self._encode, prompt)
+        texts = tuple(self._token_text(token_id) for token_id in token_ids) if with_texts else None
+        return Encoded(token_ids, texts)
+
+    async def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of token ids, special tokens included."""
+        outside = next((i for i in token_ids if not 0 <= i < self._engine.vocab_size), None)
+        if outside is not None:
+            raise RequestRejected(
+                f"tokens: id {outside} is outside the vocabulary of {self._engine.vocab_size}",
+                "tokens",
+            )
+        tokenizer = self._need_tokenizer("tokens")
+        return await asyncio.to_thread(tokenizer.decode, list(token_ids), skip_special_tokens=False)
+
+    async def check_alive(self, timeout_s: float) -> None:
+        """Raises EngineDead."""
+        await self._engine.check_alive(timeout_s)
+
+    async def metrics(self) -> list[Metric]:
+        """This engine's metric families."""
+        return self._metrics.collect()
+
+    def shutdown(self) -> None:
+        """Stop the engine."""
+        self._engine.shutdown()
+
+    def _encode(self, prompt: Prompt) -> tuple[int, ...]:
+        match prompt:
+            case TokenPrompt(token_ids):
+                return token_ids
+            case TextPrompt(text):
+                return tuple(self._need_tokenizer("prompt").encode(text))
+            case ChatPrompt(messages, add_generation_prompt, template_kwargs):
+                tokenizer = self._need_tokenizer("messages")
+                if not tokenizer.has_chat_template:
+                    raise RequestRejected(
+                        "messages: this model has no chat template; use /v1/completions", "messages"
+                    )
+                return tuple(
+                    tokenizer.apply_chat_template(
+                        list(messages),
+                        add_generation_prompt=add_generation_prompt,
+                        chat_template_kwargs=template_kwargs or None,
+                    )
+                )
+
+    def _need_tokenizer(self, param: str) -> TokenizerFace:
+        if self._engine.tokenizer is None:
+            raise RequestRejected(
+                f"{param}: this model has no tokenizer, so it takes and gives token ids only; "
+                "send a list of token ids as prompt to /v1/completions, with return_token_ids",
+                param,
+            )
+        return self._engine.tokenizer
+
+    def _chunk(self, delta: TokenDelta, prompt_token_ids: tuple[int, ...] | None) -> Chunk:
+        logprobs = delta.logprobs
+        return Chunk(
+            index=delta.index,
+            text=delta.text,
+            token_ids=delta.token_ids,
+            logprobs=None if logprobs is None else tuple(map(self._with_text, logprobs)),
+            finish_reason=delta.finish_reason,
+            stop_reason=delta.stop_reason,
+            stats=delta.stats,
+            prompt_token_ids=prompt_token_ids,
+        )
+
+    def _with_text(self, token: TokenLogprob) -> TokenText:
+        top = tuple(TokenText(id_, self._token_text(id_), logprob) for id_, logprob in token.top)
+        return TokenText(token.token_id, self._token_text(token.token_id), token.logprob, top)
+
+    def _token_text(self, token_id: int) -> str:
+        tokenizer = self._engine.tokenizer
+        return f"token_id:{token_id}" if tokenizer is None else tokenizer.token_text(token_id)
