@@ -17,7 +17,7 @@ class RepetitionDetection(BaseModel):
 
     The request finishes when, for some pattern size in the given range, the last
     ``min_count * size`` tokens are the same ``size`` tokens ``min_count`` times in a row. The
-    defaults are those of the FOCUS benchmark protocol (arXiv 2601.23278, authors' throughput script).
+    defaults are those of the FOCUS benchmark protocol (arXiv 2601.23278).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -173,10 +173,11 @@ class AsyncEngine:
             return
 
     def _die(self, death: EngineDead) -> None:
+        # from the next line on, other threads answer commands too: they must find no streams
+        streams, self._streams = self._streams, {}
         self._death = death
-        for stream in self._streams.values():
+        for stream in streams.values():
             stream.put(death)
-        self._streams.clear()
         self._run_commands()
 
     def _add(self, request: GenerationRequest, stream: _Stream) -> None:

@@ -1,0 +1,167 @@
+import asyncio
+
+import pytest
+
+from focus_ray.config import EngineConfig
+from focus_ray.engine.async_engine import AsyncEngine
+from focus_ray.engine.engine import Engine
+from focus_ray.engine.outputs import GenerationRequest
+from focus_ray.errors import EngineDead, RequestRejected
+from focus_ray.sampling import SamplingParams
+
+
+def make_engine(model):
+    config = EngineConfig(
+        model=model.path,
+        device=model.device,
+        dtype="float32",
+        block_length=16,
+        page_size=16,
+        num_pages=400,
+        max_num_seqs=8,
+    )
+    return Engine(config)
+
+
+@pytest.fixture
+def engine(golden_sdar):
+    started = AsyncEngine(make_engine(golden_sdar), "tiny")
+    yield started
+    started.shutdown()
+
+
+def request(name, prompt=(5, 6, 7), **params):
+    settings = {"max_tokens": 40, "ignore_eos": True, "temperature": 0.0}
+    return GenerationRequest(name, tuple(prompt), SamplingParams(**{**settings, **params}))
+
+
+async def collect(engine, item):
+    return [delta async for delta in engine.generate(item)]
+
+
+async def settled(engine, condition, timeout_s=10.0):
+    """Wait until the snapshot of the engine's load fulfils ``condition``."""
+    async with asyncio.timeout(timeout_s):
+        while not condition(engine.load()):
+            await asyncio.sleep(0.005)
+
+
+def tokens(deltas, index=0):
+    return [t for delta in deltas if delta.index == index for t in delta.token_ids]
+
+
+async def test_streams_equal_the_synchronous_engine(engine, golden_sdar):
+    reference = make_engine(golden_sdar)
+    expected = {}
+    for i in range(12):
+        reference.add(request(str(i), [5 + i, 9]))
+    while reference.has_unfinished():
+        for delta in reference.step():
+            expected.setdefault(delta.request_id, []).extend(delta.token_ids)
+    streams = await asyncio.gather(
+        *(collect(engine, request(str(i), [5 + i, 9])) for i in range(12))
+    )
+    assert {str(i): tokens(stream) for i, stream in enumerate(streams)} == expected
+    assert all(stream[-1].finish_reason == "length" for stream in streams)
+
+
+async def test_a_stream_of_n_ends_after_all(engine):
+    deltas = await collect(engine, request("a", n=3, temperature=1.0, seed=1))
+    assert sorted(d.index for d in deltas if d.finish_reason) == [0, 1, 2]
+    assert [len(tokens(deltas, i)) for i in range(3)] == [40, 40, 40]
+
+
+async def test_a_rejected_request_raises_before_its_first_delta_and_harms_nobody(engine):
+    running = asyncio.create_task(collect(engine, request("good", max_tokens=100)))
+    with pytest.raises(RequestRejected, match="empty"):
+        await collect(engine, request("bad", ()))
+    assert len(tokens(await running)) == 100
+
+
+async def test_leaving_a_stream_aborts_it(engine):
+    stream = engine.generate(request("a", max_tokens=900))
+    await anext(stream)
+    await stream.aclose()
+    await settled(engine, lambda load: load.num_running == 0)
+    load = engine.load()
+    assert load.free_pages == load.total_pages
+    assert load.finished["abort"] == 1
+    assert load.emitted_tokens < 900
+
+
+async def test_cancelling_a_waiting_request_removes_it(engine):
+    blockers = [
+        asyncio.create_task(collect(engine, request(f"b{i}", max_tokens=300))) for i in range(8)
+    ]
+    await settled(engine, lambda load: load.num_running == 8)
+    waiting = asyncio.create_task(collect(engine, request("late")))
+    await settled(engine, lambda load: load.num_waiting == 1)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    await settled(engine, lambda load: load.num_waiting == 0)
+    await asyncio.gather(*blockers)
+    assert engine.load().free_pages == engine.load().total_pages
+
+
+async def test_cancelling_at_once_leaves_nothing_behind(engine):
+    for i in range(20):
+        task = asyncio.create_task(collect(engine, request(str(i), max_tokens=500)))
+        for _ in range(i % 4):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    await engine.check_alive(10)
+    await settled(engine, lambda load: load.num_running == load.num_waiting == 0)
+    assert engine.load().free_pages == engine.load().total_pages
+
+
+async def test_abort_by_id_ends_the_stream_with_its_reason(engine):
+    stream = engine.generate(request("a", max_tokens=900))
+    await anext(stream)
+    engine.abort("a")
+    rest = [delta async for delta in stream]
+    assert rest[-1].finish_reason == "abort"
+
+
+async def test_an_id_can_be_used_again(engine):
+    first = await collect(engine, request("a"))
+    assert tokens(await collect(engine, request("a"))) == tokens(first)
+
+
+async def test_an_internal_error_reaches_every_stream_and_health(engine):
+    streams = [engine.generate(request(str(i), max_tokens=900)) for i in range(3)]
+    for stream in streams:
+        await anext(stream)
+
+    def broken(plan):
+        raise RuntimeError("the device fell over")
+
+    engine._engine._runner.run = broken
+    for stream in streams:
+        with pytest.raises(EngineDead, match="the device fell over"):
+            async for _ in stream:
+                pass
+    with pytest.raises(EngineDead):
+        engine.raise_if_dead()
+    with pytest.raises(EngineDead):
+        await engine.check_alive(5)
+    with pytest.raises(EngineDead):
+        await collect(engine, request("late"))
+
+
+async def test_shutdown_ends_streams_and_is_idempotent(engine):
+    stream = engine.generate(request("a", max_tokens=900))
+    await anext(stream)
+    engine.shutdown()
+    engine.shutdown()
+    with pytest.raises(EngineDead, match="shut down"):
+        async for _ in stream:
+            pass
+
+
+async def test_alive_engine_answers_while_working(engine):
+    task = asyncio.create_task(collect(engine, request("a", max_tokens=300)))
+    await engine.check_alive(10)
+    engine.raise_if_dead()
+    await task

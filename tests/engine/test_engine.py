@@ -1,0 +1,273 @@
+"""What must not change a request's tokens: company, cache, preemption. And what ends a request."""
+
+import numpy as np
+import pytest
+
+from focus_ray.config import EngineConfig
+from focus_ray.engine.engine import Engine
+from focus_ray.engine.outputs import GenerationRequest
+from focus_ray.errors import EngineOverloaded, RequestRejected
+from focus_ray.sampling import RepetitionDetection, SamplingParams
+
+MASK = 509
+
+
+def make_engine(model, **overrides):
+    settings = {
+        "model": model.path,
+        "device": model.device,
+        "dtype": "float32",
+        "block_length": 16,
+        "page_size": 16,
+        "num_pages": 400,
+        "max_num_seqs": 64,
+        "confidence_threshold": 0.5,
+    }
+    return Engine(EngineConfig(**{**settings, **overrides}))
+
+
+def request(name, prompt, **params):
+    settings = {"max_tokens": 40, "ignore_eos": True, "temperature": 0.0}
+    return GenerationRequest(name, tuple(prompt), SamplingParams(**{**settings, **params}))
+
+
+def run(engine, requests):
+    """Tokens and last delta of every completion, keyed by ``name`` or ``name/index``."""
+    tokens, last = {}, {}
+    for item in requests:
+        engine.add(item)
+    while engine.has_unfinished():
+        for delta in engine.step():
+            key = f"{delta.request_id}/{delta.index}" if delta.index else delta.request_id
+            tokens.setdefault(key, []).extend(delta.token_ids)
+            last[key] = delta
+    return tokens, last
+
+
+def prompts(count, seed=0, low=1, high=70):
+    rng = np.random.default_rng(seed)
+    return [rng.integers(2, 500, size=rng.integers(low, high)).tolist() for _ in range(count)]
+
+
+def mixed_requests(count, seed=0):
+    """Greedy and sampled requests of many lengths, strategies and thresholds."""
+    strategies = ("low_confidence_dynamic", "low_confidence_static", "sequential")
+    made = []
+    for i, prompt in enumerate(prompts(count, seed)):
+        params = {
+            "max_tokens": 5 + 7 * i % 60,
+            "unmasking": strategies[i % 3],
+            "denoising_steps": 1 + 5 * i % 16,
+            "confidence_threshold": (0.3, 0.6, 0.9)[i % 3],
+        }
+        if i % 2:
+            params |= {"temperature": 0.8, "top_p": 0.9, "top_k": 50, "seed": i}
+        made.append(request(str(i), prompt, **params))
+    return made
+
+
+@pytest.fixture(scope="module")
+def alone(golden_sdar):
+    """Each of 64 mixed requests, run with the engine to itself."""
+    engine = make_engine(golden_sdar, enable_prefix_caching=False)
+    return {item.request_id: run(engine, [item])[0][item.request_id] for item in mixed_requests(64)}
+
+
+def test_tokens_are_the_same_alone_and_among_64(golden_sdar, alone):
+    engine = make_engine(golden_sdar, enable_prefix_caching=False)
+    together, _ = run(engine, mixed_requests(64))
+    assert together == alone
+
+
+@pytest.mark.parametrize("batched", [16, 64], ids=["one block a step", "four blocks a step"])
+def test_tokens_are_the_same_under_chunked_prefill(golden_sdar, alone, batched):
+    engine = make_engine(golden_sdar, max_num_batched_tokens=batched, max_num_seqs=7)
+    together, _ = run(engine, mixed_requests(64))
+    assert together == alone
+
+
+def test_tokens_are_the_same_under_preemption(golden_sdar, alone):
+    engine = make_engine(golden_sdar, num_pages=20, max_model_len=320)
+    together, last = run(engine, mixed_requests(64))
+    assert engine.load().num_preemptions > 10
+    assert max(delta.stats.preemptions for delta in last.values()) > 0
+    assert together == alone
+    assert engine.load().free_pages == 20
+
+
+def test_tokens_are_the_same_from_the_prefix_cache(golden_sdar, alone):
+    engine = make_engine(golden_sdar)
+    first, _ = run(engine, mixed_requests(64))
+    again, last = run(engine, mixed_requests(64))
+    assert first == again == alone
+    assert sum(delta.stats.cached_prefix_tokens for delta in last.values()) > 1000
+    assert all(
+        delta.stats.cached_prefix_tokens + delta.stats.prefill_tokens
+        == delta.stats.prompt_tokens // 16 * 16
+        for delta in last.values()
+    )
+
+
+def test_aborts_under_load_return_every_page(golden_sdar):
+    engine = make_engine(golden_sdar, num_pages=40, max_model_len=320)
+    rng = np.random.default_rng(0)
+    for item in mixed_requests(64):
+        engine.add(item)
+    aborted = []
+    while engine.has_unfinished():
+        engine.step()
+        if rng.random() < 0.5 and engine.running_requests:
+            victim = rng.choice(sorted(engine.running_requests))
+            before = engine.load().free_pages
+            aborted += engine.abort(victim)
+            assert engine.load().free_pages >= before
+    assert len(aborted) > 10
+    assert {delta.finish_reason for delta in aborted} == {"abort"}
+    load = engine.load()
+    assert load.free_pages == load.total_pages == 40
+    assert load.num_running == load.num_waiting == 0
+    assert load.finished["abort"] == len(aborted)
+
+
+def test_n_completions_of_one_seed_differ_and_repeat(golden_sdar):
+    params = {"n": 4, "temperature": 1.0, "seed": 3, "max_tokens": 20}
+    first, _ = run(make_engine(golden_sdar), [request("a", [5, 6, 7], **params)])
+    second, _ = run(make_engine(golden_sdar, seed=9), [request("a", [5, 6, 7], **params)])
+    assert first == second
+    assert len({tuple(tokens) for tokens in first.values()}) == 4
+
+
+def test_requests_without_seed_follow_the_engines(golden_sdar):
+    item = request("a", [5, 6, 7], temperature=1.0, max_tokens=20)
+    outputs = [run(make_engine(golden_sdar, seed=s), [item])[0]["a"] for s in (0, 0, 1)]
+    assert outputs[0] == outputs[1] != outputs[2]
+
+
+def free_run(golden_sdar, prompt, **params):
+    item = request("a", prompt, **{"max_tokens": 60, **params})
+    return run(make_engine(golden_sdar), [item])[0]["a"]
+
+
+def test_a_stop_token_ends_the_text_where_it_stands(golden_sdar):
+    tokens = free_run(golden_sdar, [5, 6, 7])
+    stop = tokens[20]
+    where = tokens.index(stop)
+    item = request("a", [5, 6, 7], max_tokens=60, stop_token_ids=[stop])
+    stopped, last = run(make_engine(golden_sdar), [item])
+    assert stopped["a"] == tokens[: where + 1]
+    assert (last["a"].finish_reason, last["a"].stop_reason) == ("stop", stop)
+
+
+def test_a_stop_token_ends_the_work_before_its_block_is_done(golden_sdar):
+    tokens = free_run(golden_sdar, range(16, 32), unmasking="sequential")
+    item = request("a", range(16, 32), stop_token_ids=[tokens[0]], unmasking="sequential")
+    _, last = run(make_engine(golden_sdar), [item])
+    assert last["a"].stats.denoising_steps == 1
+
+
+def test_min_tokens_holds_stop_tokens_back(golden_sdar):
+    tokens = free_run(golden_sdar, [5, 6, 7])
+    item = request("a", [5, 6, 7], max_tokens=60, min_tokens=30, stop_token_ids=sorted(set(tokens)))
+    held, last = run(make_engine(golden_sdar), [item])
+    assert not set(held["a"][:30]) & set(tokens)
+    assert len(held["a"]) >= 30
+
+
+def test_max_tokens_ends_with_length_and_stops_work_there(golden_sdar):
+    out, last = run(make_engine(golden_sdar), [request("a", [5], max_tokens=3)])
+    assert len(out["a"]) == 3
+    assert last["a"].finish_reason == "length"
+    assert last["a"].stats.committed_blocks == 0
+
+
+def test_repetition_ends_a_request(golden_sdar):
+    rule = RepetitionDetection(min_pattern_size=1, max_pattern_size=4, min_count=2)
+    item = request("a", [5, 6, 7], max_tokens=200, repetition_detection=rule)
+    out, last = run(make_engine(golden_sdar), [item])
+    tokens = out["a"]
+    if last["a"].finish_reason == "length":
+        pytest.fail("this model repeats a short pattern within 200 tokens; the rule missed it")
+    assert last["a"].stop_reason == "repetition"
+    assert any(tokens[-n:] == tokens[-2 * n : -n] for n in range(1, 5))
+
+
+def test_logprobs_cover_every_token(golden_sdar):
+    item = request("a", [5, 6, 7], logprobs=3, max_tokens=25)
+    engine, collected = make_engine(golden_sdar), []
+    engine.add(item)
+    while engine.has_unfinished():
+        for delta in engine.step():
+            assert len(delta.logprobs or ()) == len(delta.token_ids)
+            collected += delta.logprobs or ()
+    assert len(collected) == 25
+    for entry in collected:
+        assert entry.logprob <= 0
+        assert len(entry.top) == 3
+        values = [value for _, value in entry.top]
+        assert values == sorted(values, reverse=True)
+        # greedy: the chosen token is the best one that is not the mask
+        best = next(pair for pair in entry.top if pair[0] != MASK)
+        assert best[0] == entry.token_id
+        assert best[1] == pytest.approx(entry.logprob, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "params", "param"),
+    [
+        pytest.param([], {}, "prompt", id="empty prompt"),
+        pytest.param([5, MASK], {}, "prompt", id="mask id"),
+        pytest.param([512], {}, "prompt", id="id past the vocabulary"),
+        pytest.param([-1], {}, "prompt", id="negative id"),
+        pytest.param([5] * 1024, {}, "prompt", id="prompt fills the context"),
+        pytest.param([5] * 1000, {"max_tokens": 25}, "max_tokens", id="answer past the context"),
+        pytest.param([5], {"denoising_steps": 17}, "denoising_steps", id="more steps than tokens"),
+        pytest.param([5], {"stop_token_ids": [512]}, "stop_token_ids", id="stop id unknown"),
+    ],
+)
+def test_what_cannot_run_is_refused_by_name(golden_sdar, prompt, params, param):
+    engine = make_engine(golden_sdar)
+    with pytest.raises(RequestRejected) as error:
+        engine.add(request("a", prompt, **params))
+    assert error.value.param == param
+    assert not engine.has_unfinished()
+
+
+def test_an_answer_may_fill_the_context_to_the_last_token(golden_sdar):
+    engine = make_engine(golden_sdar, max_model_len=50)
+    out, last = run(engine, [request("a", [5] * 20, max_tokens=None)])
+    assert len(out["a"]) == 30
+    assert last["a"].finish_reason == "length"
+
+
+def test_a_full_queue_refuses_and_recovers(golden_sdar):
+    engine = make_engine(golden_sdar, max_num_seqs=1, max_num_waiting=1)
+    engine.add(request("a", [5]))
+    engine.add(request("b", [5]))
+    with pytest.raises(EngineOverloaded, match="max_num_waiting"):
+        engine.add(request("c", [5]))
+    while engine.has_unfinished():
+        engine.step()
+    engine.add(request("c", [5]))
+
+
+def test_a_running_id_is_refused(golden_sdar):
+    engine = make_engine(golden_sdar)
+    engine.add(request("a", [5]))
+    with pytest.raises(RequestRejected, match="already"):
+        engine.add(request("a", [5]))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        pytest.param({"page_size": 24}, "page_size", id="page is no multiple of the block"),
+        pytest.param({"max_model_len": 5000}, "max_model_len", id="context above the model's"),
+        pytest.param(
+            {"num_pages": 2, "max_model_len": 64}, "KV pages", id="context above the pool"
+        ),
+        pytest.param({"denoising_steps": 17}, "denoising_steps", id="more steps than tokens"),
+    ],
+)
+def test_what_does_not_fit_is_refused_at_start(golden_sdar, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        make_engine(golden_sdar, **overrides)
