@@ -52,15 +52,33 @@ TRAINING_FIELDS = frozenset(
 )
 
 
-def model_fields(fields: Mapping[str, object], known: frozenset[str]) -> dict[str, object]:
-    """The fields in ``known``; anything that is neither known nor harmless is logged by name."""
-    unknown = sorted(fields.keys() - known - BOOKKEEPING_FIELDS - TRAINING_FIELDS)
+# Read by the functions below.
+INTERPRETED_FIELDS = frozenset(
+    {"dtype", "torch_dtype", "rope_theta", "rope_parameters", "rope_scaling"}
+)
+
+# Say nothing more once ``use_sliding_window`` and ``layer_types`` are known to be off.
+WINDOW_FIELDS = frozenset({"sliding_window", "max_window_layers", "layer_types"})
+
+
+def known_fields(
+    fields: Mapping[str, object], taken: frozenset[str], checked: frozenset[str]
+) -> dict[str, object]:
+    """The fields in ``taken``; a field that nobody knows is logged by name.
+
+    Args:
+        fields: the whole ``config.json``.
+        taken: names the model keeps.
+        checked: names the model has compared with what it supports.
+    """
+    harmless = BOOKKEEPING_FIELDS | TRAINING_FIELDS | INTERPRETED_FIELDS | WINDOW_FIELDS
+    unknown = sorted(fields.keys() - taken - checked - harmless)
     if unknown:
         logger.warning("config.json has fields this model does not read: %s", ", ".join(unknown))
-    return {name: value for name, value in fields.items() if name in known}
+    return {name: value for name, value in fields.items() if name in taken}
 
 
-def require_default(fields: Mapping[str, object], name: str, *supported: object) -> None:
+def require_one_of(fields: Mapping[str, object], name: str, *supported: object) -> None:
     """Refuse a field that asks for a computation which does not exist here.
 
     Raises:
@@ -95,14 +113,15 @@ def published_rope_theta(fields: Mapping[str, object]) -> float:
         kind = entries.get("rope_type", entries.get("type", "default"))
         if kind != "default":
             raise ValueError(f"{name} of type {kind!r} is not supported, only 'default'")
-        require_default(entries, "partial_rotary_factor", 1, None)
+        require_one_of(entries, "partial_rotary_factor", 1, None)
         if entries.get("rope_theta") is not None:
             bases[f"{name}.rope_theta"] = entries["rope_theta"]
     if not bases:
         raise ValueError("rope_theta is missing, both at the top and in rope_parameters")
-    if len(set(map(str, map(_as_float, bases.values())))) > 1:
+    values = {_as_float(value) for value in bases.values()}
+    if len(values) > 1:
         raise ValueError(f"the rotary bases disagree: {bases}")
-    return _as_float(next(iter(bases.values())))
+    return values.pop()
 
 
 def _as_float(value: object) -> float:

@@ -20,14 +20,22 @@ from focus_ray.models.base import BlockDiffusionModel, ModelConfig
 from focus_ray.models.kv_cache import KVCache, LayerKV
 from focus_ray.models.layers import Embedding, Linear, RMSNorm, Rotary, SwiGLU
 from focus_ray.models.published import (
-    model_fields,
+    known_fields,
     published_dtype,
     published_rope_theta,
-    require_default,
+    require_one_of,
 )
 from focus_ray.models.step import StepTensors
 
 HEAD_WEIGHT = "lm_head.weight"
+
+# Switches of the published configuration that this file does not compute otherwise.
+ONLY_SUPPORTED: dict[str, tuple[object, ...]] = {
+    "hidden_act": ("silu",),
+    "attention_bias": (False, None),
+    "use_sliding_window": (False, None),
+    "quantization_config": (None,),
+}
 
 
 class SdarConfig(ModelConfig):
@@ -62,29 +70,12 @@ class SdarConfig(ModelConfig):
 
     @classmethod
     def from_published(cls, fields: dict[str, object]) -> Self:
-        require_default(fields, "hidden_act", "silu")
-        require_default(fields, "attention_bias", False, None)
-        require_default(fields, "use_sliding_window", False, None)
-        require_default(fields, "quantization_config", None)
+        for name, supported in ONLY_SUPPORTED.items():
+            require_one_of(fields, name, *supported)
         layer_types = fields.get("layer_types") or []
         if not isinstance(layer_types, list) or set(layer_types) - {"full_attention"}:
             raise ValueError(f"layer_types {layer_types} is not supported, only 'full_attention'")
-        read_above = frozenset(
-            {
-                "torch_dtype",
-                "rope_parameters",
-                "rope_scaling",
-                "hidden_act",
-                "attention_bias",
-                "use_sliding_window",
-                "sliding_window",
-                "max_window_layers",
-                "quantization_config",
-                "layer_types",
-            }
-        )
-        known = model_fields(fields, frozenset(cls.model_fields) | read_above)
-        values = {name: value for name, value in known.items() if name not in read_above}
+        values = known_fields(fields, frozenset(cls.model_fields), frozenset(ONLY_SUPPORTED))
         values["dtype"] = published_dtype(fields)
         values["rope_theta"] = published_rope_theta(fields)
         return cls.model_validate(values)

@@ -18,6 +18,8 @@ from focus_ray.models.registry import model_class
 
 logger = logging.getLogger(__name__)
 
+GENERATION_FILE = "generation_config.json"
+
 # SDAR's own files spell it in two ways, LLaDA2's in a third.
 MASK_SPELLINGS = ("<|MASK|>", "<MASK>", "<|mask|>")
 
@@ -76,11 +78,7 @@ def read_config(path: Path) -> tuple[str, type[BlockDiffusionModel], ModelConfig
     try:
         config = model_cls.config_class.from_published(fields)
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, item['loc'])) or 'config'}: {item['msg']}"
-            for item in error.errors()
-        )
-        raise CheckpointError(f"{path / CONFIG_FILE}: {problems}") from error
+        raise CheckpointError(f"{path / CONFIG_FILE}: {_in_one_line(error)}") from error
     except ValueError as error:
         raise CheckpointError(f"{path / CONFIG_FILE}: {error}") from error
     return architecture, model_cls, config
@@ -101,7 +99,7 @@ def read_spec(
     """
     path = Path(path)
     architecture, _, config = read_config(path)
-    generation = read_json(path / "generation_config.json") or {}
+    generation = read_json(path / GENERATION_FILE) or {}
     return ModelSpec(
         architecture=architecture,
         vocab_size=config.vocab_size,
@@ -146,7 +144,7 @@ def _block_length(config: ModelConfig, name: str, explicit: int | None) -> int:
 def _mask_token_id(path: Path, config: ModelConfig) -> int:
     """The mask id: the configuration's, else the tokenizer's, else the family's usual one."""
     vocab_size = config.vocab_size
-    mask_token_id, source = config.mask_token_id, f"{CONFIG_FILE}"
+    mask_token_id, source = config.mask_token_id, CONFIG_FILE
     if mask_token_id is None:
         mask_token_id, source = _tokenizer_mask_token_id(path), "its tokenizer files"
     if mask_token_id is None:
@@ -209,4 +207,10 @@ def _sampling_defaults(path: Path, generation: dict[str, object]) -> SamplingDef
     try:
         return SamplingDefaults.model_validate({"temperature": 1.0, **given})
     except ValidationError as error:
-        raise CheckpointError(f"{path / 'generation_config.json'}: {error}") from error
+        raise CheckpointError(f"{path / GENERATION_FILE}: {_in_one_line(error)}") from error
+
+
+def _in_one_line(error: ValidationError) -> str:
+    return "; ".join(
+        f"{'.'.join(map(str, item['loc'])) or 'config'}: {item['msg']}" for item in error.errors()
+    )

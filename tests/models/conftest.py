@@ -1,0 +1,103 @@
+"""Tiny checkpoints to damage, and one plain forward pass."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from focus_ray.models.kv_cache import KVCache
+from focus_ray.models.loading import LoadedModel
+from focus_ray.models.step import StepTensors
+
+SDAR = Path(__file__).parents[1] / "golden" / "models" / "sdar"
+
+WriteCheckpoint = Callable[..., Path]
+
+
+@pytest.fixture
+def golden_sdar() -> Path:
+    return SDAR
+
+
+@pytest.fixture
+def weights() -> dict[str, Tensor]:
+    """The golden checkpoint's tensors, as stored."""
+    return load_file(SDAR / "model.safetensors")
+
+
+@pytest.fixture
+def write_checkpoint(tmp_path: Path) -> WriteCheckpoint:
+    """Write the golden checkpoint with other config fields (None: left out) or other files."""
+
+    def write(
+        name: str = "checkpoint",
+        config: Mapping[str, object] | None = None,
+        weights: Mapping[str, Mapping[str, Tensor]] | None = None,
+        files: Mapping[str, object] | None = None,
+    ) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        fields = {**json.loads((SDAR / "config.json").read_text()), **(config or {})}
+        kept = {key: value for key, value in fields.items() if value is not None}
+        for file, value in {"config.json": kept, **(files or {})}.items():
+            (folder / file).write_text(value if isinstance(value, str) else json.dumps(value))
+        if weights is None:
+            (folder / "model.safetensors").symlink_to(SDAR / "model.safetensors")
+        for file, tensors in (weights or {}).items():
+            save_file(dict(tensors), folder / file)
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def run_prompts() -> Callable[..., list[Tensor]]:
+    """Logits of several sequences, run block-causally in one ragged step."""
+    return block_causal_logits
+
+
+def block_causal_logits(
+    loaded: LoadedModel, prompts: list[Tensor], block_length: int, page_size: int = 8
+) -> list[Tensor]:
+    """Logits ``[len(prompt), V]`` of each prompt; pages are dealt out interleaved."""
+    model, spec = loaded.model, loaded.spec
+    device = next(model.parameters()).device
+    pages_each = -(-max(map(len, prompts)) // page_size)
+    positions, limits, slots, tables, row_lens = [], [], [], [], []
+    for index, prompt in enumerate(prompts):
+        pages = torch.arange(pages_each) * len(prompts) + index
+        position = torch.arange(len(prompt))
+        positions.append(position)
+        limits.append(((position // block_length + 1) * block_length).clamp(max=len(prompt)))
+        slots.append(pages[position // page_size] * page_size + position % page_size)
+        lens = [len(block) for block in position.split(block_length)]
+        tables += [pages] * len(lens)
+        row_lens += lens
+    step = StepTensors(
+        token_ids_T=torch.cat(prompts).to(device),
+        positions_T=torch.cat(positions).to(device),
+        kv_limit_T=torch.cat(limits).to(device, torch.int32),
+        slot_T=torch.cat(slots).to(device),
+        page_table_SP=torch.stack(tables).to(device, torch.int32),
+        row_offsets_S1=torch.tensor([0, *row_lens]).cumsum(0).to(device, torch.int32),
+        max_row_len=max(row_lens),
+        max_kv_len=max(map(len, prompts)),
+    )
+    cache = KVCache(
+        num_layers=spec.num_layers,
+        num_pages=pages_each * len(prompts),
+        page_size=page_size,
+        num_kv_heads=spec.num_kv_heads,
+        head_dim=spec.head_dim,
+        dtype=loaded.dtype,
+        device=device,
+    )
+    with torch.inference_mode():
+        logits_TV = model.compute_logits(model(step, cache))
+    return list(logits_TV.cpu().split([len(prompt) for prompt in prompts]))
