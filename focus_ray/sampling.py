@@ -6,6 +6,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from focus_ray.errors import RequestRejected
+
 Unmasking = Literal["low_confidence_dynamic", "low_confidence_static", "sequential"]
 
 MAX_STOP_TOKEN_IDS = 64
@@ -29,9 +31,10 @@ class RepetitionDetection(BaseModel):
     @model_validator(mode="after")
     def _sizes_are_a_range(self) -> Self:
         if self.min_pattern_size > self.max_pattern_size:
-            raise ValueError(
+            raise RequestRejected(
                 f"min_pattern_size {self.min_pattern_size} is above "
-                f"max_pattern_size {self.max_pattern_size}"
+                f"max_pattern_size {self.max_pattern_size}",
+                "repetition_detection.min_pattern_size",
             )
         return self
 
@@ -86,5 +89,7 @@ class SamplingParams(BaseModel):
     @model_validator(mode="after")
     def _min_tokens_fit(self) -> Self:
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
-            raise ValueError(f"min_tokens {self.min_tokens} is above max_tokens {self.max_tokens}")
+            raise RequestRejected(
+                f"min_tokens {self.min_tokens} is above max_tokens {self.max_tokens}", "min_tokens"
+            )
         return self

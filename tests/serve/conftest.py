@@ -1,0 +1,216 @@
+"""A scripted engine, and the routes over it on a real socket. No Ray, no model."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncGenerator, Iterator
+from dataclasses import dataclass, field
+
+import httpx
+import openai
+import pytest
+import uvicorn
+
+from focus_ray.config import EngineConfig
+from focus_ray.engine.outputs import (
+    EngineLoad,
+    GenerationRequest,
+    RequestStats,
+    TokenDelta,
+    TokenLogprob,
+)
+from focus_ray.errors import EngineDead, EngineOverloaded, RequestRejected
+from focus_ray.serve.ingress import IngressSettings, create_app
+from focus_ray.serve.replica import Replica
+
+VOCAB_SIZE = 0x3000
+MAX_MODEL_LEN = 256
+BLOCK = 4
+STEP_S = 0.005
+
+
+class CharTokenizer:
+    """One token per character, its code point."""
+
+    has_chat_template = True
+
+    def encode(self, text):
+        return [ord(char) for char in text]
+
+    def decode(self, ids, skip_special_tokens=True):
+        return "".join(map(chr, ids))
+
+    def token_text(self, token_id):
+        return chr(token_id)
+
+    def apply_chat_template(
+        self, messages, *, add_generation_prompt=True, tools=None, chat_template_kwargs=None
+    ):
+        turns = "".join(f"<{turn['role']}>{turn['content']}" for turn in messages)
+        extra = "".join(f"<{key}={value}>" for key, value in (chat_template_kwargs or {}).items())
+        return self.encode(extra + turns + ("<assistant>" if add_generation_prompt else ""))
+
+
+@dataclass
+class FakeEngine:
+    """Answers with the prompt itself, four tokens per step; some prompts are instructions."""
+
+    tokenizer: CharTokenizer | None = field(default_factory=CharTokenizer)
+    max_model_len: int = MAX_MODEL_LEN
+    vocab_size: int = VOCAB_SIZE
+    model_name: str = "fake"
+    dead: bool = False
+    steps: int = 0
+    requests: list[GenerationRequest] = field(default_factory=list)
+    running: set[str] = field(default_factory=set)
+    aborted_after: dict[str, int] = field(default_factory=dict)
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenDelta, None]:
+        self.requests.append(request)
+        prompt = "".join(map(chr, request.prompt_token_ids))
+        self.refuse(prompt, request)
+        self.running.add(request.request_id)
+        unfinished = request.params.n
+        try:
+            limit = request.params.max_tokens or self.max_model_len - len(prompt)
+            answer = prompt * 1000 if "forever" in prompt else prompt
+            ids = [ord(char) for char in answer][:limit]
+            for start in range(0, len(ids), BLOCK):
+                await asyncio.sleep(STEP_S)
+                self.steps += 1
+                if "dies midway" in prompt and start >= 2 * BLOCK:
+                    raise EngineDead("the engine died midway")
+                for index in range(request.params.n):
+                    last = start + BLOCK >= len(ids)
+                    unfinished -= last
+                    yield self.delta(request, index, ids[start : start + BLOCK], last, limit)
+        finally:
+            self.running.discard(request.request_id)
+            if unfinished:
+                self.aborted_after[request.request_id] = self.steps
+
+    def delta(self, request, index, ids, last, limit):
+        logprobs = None
+        if (top := request.params.logprobs) is not None:
+            logprobs = tuple(
+                TokenLogprob(i, -0.5, tuple((i + j, -0.5 - j) for j in range(top))) for i in ids
+            )
+        prompt_len = len(request.prompt_token_ids)
+        text = "".join(map(chr, ids)) if self.tokenizer else ""
+        return TokenDelta(
+            request_id=request.request_id,
+            index=index,
+            text=text,
+            token_ids=tuple(ids),
+            logprobs=logprobs,
+            finish_reason=("length" if limit <= prompt_len else "stop") if last else None,
+            stop_reason=0 if last and limit > prompt_len else None,
+            stats=RequestStats(
+                prompt_tokens=prompt_len, denoising_steps=7, decoded_tokens=9, total_s=1.0
+            )
+            if last
+            else None,
+        )
+
+    def refuse(self, prompt, request):
+        if len(prompt) >= self.max_model_len:
+            raise RequestRejected(f"prompt has {len(prompt)} tokens, takes 256", "prompt")
+        if (request.params.max_tokens or 0) + len(prompt) > self.max_model_len:
+            raise RequestRejected("max_tokens does not fit", "max_tokens")
+        if "overloaded" in prompt:
+            raise EngineOverloaded("the queue is full", retry_after_s=2.5)
+        if "bug" in prompt:
+            raise RuntimeError("a secret of the inside")
+        if "dead" in prompt or self.dead:
+            raise EngineDead("the engine stopped")
+
+    def load(self):
+        return EngineLoad(
+            num_running=len(self.running),
+            num_waiting=3,
+            free_pages=6,
+            total_pages=8,
+            num_steps=self.steps,
+            processed_tokens=40,
+            decoded_tokens=30,
+            prefill_tokens=20,
+            cached_prefix_tokens=10,
+            emitted_tokens=25,
+            num_preemptions=1,
+            finished={"stop": 2, "length": 1, "abort": 0},
+            step_s=0.25,
+        )
+
+    async def check_alive(self, timeout_s):
+        if self.dead:
+            raise EngineDead("the engine stopped")
+
+    def shutdown(self):
+        self.dead = True
+
+
+@dataclass
+class Server:
+    """The routes over a fake engine, on a socket of this machine."""
+
+    url: str
+    engine: FakeEngine
+
+    @property
+    def openai(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="unused", max_retries=0)
+
+    def post(self, path, json=None, **options) -> httpx.Response:
+        return httpx.post(self.url + path, json=json, timeout=20, **options)
+
+    def get(self, path, **options) -> httpx.Response:
+        return httpx.get(self.url + path, timeout=20, **options)
+
+    def steps_after(self, condition, timeout_s=5.0) -> None:
+        """Wait until ``condition`` holds."""
+        end = time.monotonic() + timeout_s
+        while not condition():
+            assert time.monotonic() < end, "waited in vain"
+            time.sleep(0.002)
+
+
+def serving(engine: FakeEngine, **settings: object) -> Iterator[Server]:
+    replica = Replica(EngineConfig(), "fake", engine_factory=lambda config: engine)
+    app = create_app(replica, IngressSettings(served_model_names=("fake", "alias"), **settings))
+    server = uvicorn.Server(
+        uvicorn.Config(app, port=0, log_level="warning", lifespan="off", ws="none")
+    )
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.005)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        yield Server(f"http://127.0.0.1:{port}", engine)
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="package")
+def server() -> Iterator[Server]:
+    yield from serving(FakeEngine())
+
+
+@pytest.fixture
+def mortal_server() -> Iterator[Server]:
+    """One that a test may break."""
+    yield from serving(FakeEngine())
+
+
+@pytest.fixture(scope="module")
+def tokenless_server() -> Iterator[Server]:
+    yield from serving(FakeEngine(tokenizer=None))
+
+
+@pytest.fixture(scope="module")
+def locked_server() -> Iterator[Server]:
+    """Needs a key and reads short bodies only."""
+    yield from serving(FakeEngine(), api_key="sesame", max_body_bytes=1000)
