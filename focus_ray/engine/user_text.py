@@ -117,15 +117,21 @@ class UserText(str):
     user can ever pass for the template's.
     """
 
-    __slots__ = ("_alphabet", "_plain")
+    __slots__ = ("_alphabet", "_known_plain")
     _alphabet: ShadowAlphabet
-    _plain: str
+    _known_plain: str | None
 
     def __new__(cls, shadowed: str, alphabet: ShadowAlphabet) -> UserText:
         self = super().__new__(cls, shadowed)
         self._alphabet = alphabet
-        self._plain = str.translate(self, alphabet._to_plain)
+        self._known_plain = None
         return self
+
+    @property
+    def _plain(self) -> str:
+        if self._known_plain is None:  # many are only joined and never asked
+            self._known_plain = super().translate(self._alphabet._to_plain)
+        return self._known_plain
 
     def __str__(self) -> str:
         return self
