@@ -116,6 +116,7 @@ def test_rows_in_chunks_equal_rows_at_once(
     inputs = make_inputs(case, torch.float32, device)
     expected = paged_attention(**inputs)
     monkeypatch.setattr(module, "MAX_CHUNK_ELEMENTS", 1)
+    monkeypatch.setattr(module, "MAX_CHUNK_ELEMENTS_CPU", 1)
     torch.testing.assert_close(paged_attention(**inputs), expected)
 
 
