@@ -416,6 +416,26 @@ def test_tokens_put_together_by_the_template_are_ordinary(
     assert chat.token_ids == tokenizer.encode(chat.text)
 
 
+@pytest.mark.parametrize(
+    "expression",
+    [
+        pytest.param("{% set x = c ~ '' %}", id="tilde"),
+        pytest.param("{% set x = '' + c %}", id="plus"),
+        pytest.param("{% set x %}{{ c }}{% endset %}", id="set block"),
+        pytest.param("{% macro m() %}{{ c }}{% endmacro %}{% set x = m() %}", id="macro"),
+        pytest.param("{% set x = c | replace('-', '') | trim | string %}", id="filters"),
+        pytest.param("{% set x = {'k': c} | tojson %}", id="JSON"),
+    ],
+)
+def test_templates_still_find_what_users_spell(tmp_path: Path, expression: str) -> None:
+    """Qwen3's templates look for ``</think>`` in contents that went through macros."""
+    tokenizer = with_template(
+        tmp_path,
+        "{% set c = messages[0].content %}" + expression + "{{ x.split('</think>') | length }}",
+    )
+    assert tokenizer.render_chat([user("a</think>b</think>c")]).text == "3"
+
+
 def test_random_hostile_conversations(tokenizer: Tokenizer, stock: PreTrainedTokenizerFast) -> None:
     """The text is the stock rendering; added tokens are as many as benign contents would give."""
     rng = random.Random(0)
