@@ -12,7 +12,7 @@ from torch import Tensor
 
 # Elements of the largest temporary tensor of one chunk of rows. On a CPU a chunk should stay in the
 # cache (64 rows of 32 tokens over 1024 positions, one thread: 58 ms, against 95 ms with 2**25);
-# elsewhere few large launches win, and the tensor is 64 MiB in bfloat16.
+# elsewhere the bound is on memory alone, 64 MiB in bfloat16.
 MAX_CHUNK_ELEMENTS = 2**25
 MAX_CHUNK_ELEMENTS_CPU = 2**20
 

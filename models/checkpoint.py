@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 from importlib.resources import files
@@ -12,8 +11,6 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 
 from focus_ray.errors import CheckpointError
-
-logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.json"
 

@@ -85,6 +85,7 @@ def load_model(
         fill_weights(model.weight_map(), stored)
     except CheckpointError as error:
         raise CheckpointError(f"{path} does not fit {architecture}: {error}") from error
+    logger.info("loaded %s from %s: %d weights as %s", architecture, path, len(stored), dtype)
     return LoadedModel(model, spec, path, dtype)
 
 
