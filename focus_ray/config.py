@@ -40,7 +40,11 @@ class EngineConfig(BaseModel):
     max_num_waiting: NonNegativeInt = Field(
         4096, description="Sequences that may wait; more are refused as overload."
     )
-    page_size: PositiveInt = Field(64, description="Tokens per KV page; multiple of block_length.")
+    page_size: PositiveInt | None = Field(
+        None,
+        description="Tokens per KV page, a multiple of block_length; prefixes are shared by the "
+        "page. None: the least multiple that is 32 or more.",
+    )
     gpu_memory_utilization: float = Field(
         0.90, gt=0.0, le=1.0, description="Share of the GPU's memory this engine may fill."
     )
@@ -67,7 +71,7 @@ class EngineConfig(BaseModel):
 
     @model_validator(mode="after")
     def _pages_hold_whole_blocks(self) -> Self:
-        if self.block_length is not None and self.page_size % self.block_length:
+        if self.block_length and self.page_size and self.page_size % self.block_length:
             raise ValueError(
                 f"page_size {self.page_size} is not a multiple of block_length {self.block_length}"
             )

@@ -44,7 +44,7 @@ def count_pages(
     num_pages = available // bytes_per_page
     if num_pages < 1:
         raise ValueError(
-            f"{available} bytes are left for the KV cache, one page of {config.page_size} tokens "
+            f"{available} bytes are left for the KV cache, one page "
             f"takes {bytes_per_page}; raise gpu_memory_utilization or kv_cache_memory_bytes, or "
             "lower max_num_batched_tokens or page_size"
         )
