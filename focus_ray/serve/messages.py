@@ -11,9 +11,13 @@ from focus_ray.sampling import SamplingParams
 
 @dataclass(frozen=True)
 class TextPrompt:
-    """Ordinary text; special tokens spelled in it are text too."""
+    """Ordinary text; special tokens spelled in it are text too.
+
+    ``add_special_tokens`` puts the checkpoint's own frame around it, where it has one.
+    """
 
     text: str
+    add_special_tokens: bool = True
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from prometheus_client import CollectorRegistry, Counter, Histogram, Metric, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-from focus_ray.engine.outputs import EngineLoad, RequestStats, TokenDelta
+from focus_ray.engine.outputs import EngineLoad, TokenDelta
 from focus_ray.errors import EngineDead, EngineOverloaded, RequestRejected
 
 PREFIX = "focus_ray:"
@@ -32,6 +32,7 @@ GAUGES: dict[str, tuple[str, Callable[[EngineLoad], float]]] = {
     "step_seconds": ("Duration of a denoising step, lately.", lambda x: x.step_s),
 }
 TOTALS: dict[str, tuple[str, Callable[[EngineLoad], float]]] = {
+    "prompt_tokens": ("Tokens of accepted prompts.", lambda x: x.prompt_tokens),
     "generation_tokens": ("Tokens sent to clients.", lambda x: x.emitted_tokens),
     "decoded_tokens": ("Masked tokens that became decoded.", lambda x: x.decoded_tokens),
     "processed_tokens": ("Token positions computed by steps.", lambda x: x.processed_tokens),
@@ -60,7 +61,6 @@ class ReplicaMetrics:
         self._load = load
         self._labels = (model_name, replica_name)
         self._registry = CollectorRegistry()
-        self._prompt_tokens = self._counter("prompt_tokens", "Tokens of accepted prompts.")
         self._first_token_s = self._histogram(
             "time_to_first_token_seconds", "Arrival to first token.", SECONDS
         )
@@ -83,24 +83,26 @@ class ReplicaMetrics:
         )
 
     @contextmanager
-    def observe(self, prompt_len: int) -> Iterator[Callable[[TokenDelta], None]]:
-        """Watch one request; call the given function with each of its deltas."""
-        accepted = False
-
-        def delta_came(delta: TokenDelta) -> None:
-            nonlocal accepted
-            if not accepted:
-                accepted = True
-                self._prompt_tokens.inc(prompt_len)
-            if delta.stats is not None and delta.finish_reason != "abort":
-                self._finished(delta.stats)
-
+    def count_refusal(self) -> Iterator[None]:
+        """Count the error a request ends in, if it does."""
         try:
-            yield delta_came
+            yield
         except (RequestRejected, EngineOverloaded, EngineDead) as error:
             reason = next(name for kind, name in REFUSALS.items() if isinstance(error, kind))
             self._refused.labels(*self._labels, reason).inc()
             raise
+
+    def take(self, delta: TokenDelta) -> None:
+        """Observe a completion at its end; one that was cut off says nothing about latency."""
+        stats = delta.stats
+        if stats is None or delta.finish_reason == "abort":
+            return
+        self._first_token_s.observe(stats.first_token_s)
+        self._total_s.observe(stats.total_s)
+        self._queue_s.observe(stats.queue_s)
+        if stats.decoded_tokens > 1:
+            rest_s = stats.total_s - stats.first_token_s
+            self._per_token_s.observe(rest_s / (stats.decoded_tokens - 1))
 
     def collect(self) -> list[Metric]:
         """All families, with values as of now."""
@@ -122,18 +124,6 @@ class ReplicaMetrics:
         for reason, count in load.finished.items():
             finished.add_metric((*self._labels, reason), count)
         return [*families, finished, *self._registry.collect()]
-
-    def _finished(self, stats: RequestStats) -> None:
-        self._first_token_s.observe(stats.first_token_s)
-        self._total_s.observe(stats.total_s)
-        self._queue_s.observe(stats.queue_s)
-        if stats.decoded_tokens > 1:
-            rest_s = stats.total_s - stats.first_token_s
-            self._per_token_s.observe(rest_s / (stats.decoded_tokens - 1))
-
-    def _counter(self, name: str, text: str) -> Counter:
-        family = Counter(PREFIX + name, text, LABELS, registry=self._registry)
-        return family.labels(*self._labels)
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
         family = Histogram(PREFIX + name, text, LABELS, buckets=buckets, registry=self._registry)

@@ -18,6 +18,7 @@ from focus_ray.serve.strict import StrictModel, neutral
 
 # OpenAI's default for text completions.
 DEFAULT_COMPLETION_TOKENS = 16
+ADD_SPECIAL_TOKENS = "Frame text as the checkpoint does, as with a first <s>; default true."
 
 NonEmptyText = Annotated[str, Field(min_length=1)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
@@ -182,6 +183,7 @@ class CompletionRequest(GenerationFields):
     prompt: CompletionPrompt
     max_tokens: int | None = Field(None, description="Most tokens to emit; default 16.")
     logprobs: int | None = Field(None, description="Alternatives per token, 0 to 20.")
+    add_special_tokens: bool | None = Field(None, description=ADD_SPECIAL_TOKENS)
 
     echo: Annotated[bool | None, neutral(False)] = Field(None, description="Only false.")
     suffix: Annotated[str | None, neutral("")] = Field(None, description="Only empty.")
@@ -199,19 +201,20 @@ class CompletionRequest(GenerationFields):
 
     def prompts(self) -> list[Prompt]:
         """One entry per prompt, in the client's order."""
-        if isinstance(self.prompt, str):
-            return [TextPrompt(self.prompt)]
-        if isinstance(self.prompt[0], int):
-            return [TokenPrompt(tuple(self.prompt))]
-        return [
-            TextPrompt(one) if isinstance(one, str) else TokenPrompt(tuple(one))
-            for one in self.prompt
-        ]
+        prompt = self.prompt
+        if isinstance(prompt, str):
+            return [self._text(prompt)]
+        if isinstance(prompt[0], int):
+            return [TokenPrompt(tuple(prompt))]
+        return [self._text(p) if isinstance(p, str) else TokenPrompt(tuple(p)) for p in prompt]
 
     def to_params(self) -> SamplingParams:
         """What the engine is asked for; raises RequestRejected."""
         max_tokens = DEFAULT_COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
         return self.sampling_params(max_tokens, self.logprobs, {})
+
+    def _text(self, text: str) -> TextPrompt:
+        return TextPrompt(text, self.add_special_tokens is not False)
 
 
 class TokenizeRequest(TemplateFields):
@@ -220,9 +223,7 @@ class TokenizeRequest(TemplateFields):
     model: str | None = Field(None, description="Served model name; absent: the served one.")
     prompt: str | None = Field(None, description="Ordinary text; special tokens are text too.")
     messages: list[ChatMessage] | None = Field(None, min_length=1)
-    add_special_tokens: Annotated[bool | None, neutral(False)] = Field(
-        None, description="Only false: nothing is added to a text."
-    )
+    add_special_tokens: bool | None = Field(None, description=ADD_SPECIAL_TOKENS)
     return_token_strs: bool | None = Field(None, description="Also give each token as text.")
 
     @model_validator(mode="after")
@@ -235,7 +236,7 @@ class TokenizeRequest(TemplateFields):
         """What to encode."""
         if self.messages is not None:
             return self.chat_prompt(self.messages)
-        return TextPrompt(self.prompt or "")
+        return TextPrompt(self.prompt or "", self.add_special_tokens is not False)
 
 
 class DetokenizeRequest(StrictModel):

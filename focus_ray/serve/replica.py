@@ -7,7 +7,7 @@ can never disagree, the ingress needs no model files, and its event loop never t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Protocol, cast
 
@@ -35,15 +35,15 @@ class TokenizerFace(Protocol):
 
     @property
     def has_chat_template(self) -> bool: ...
-    def encode(self, text: str) -> list[int]: ...
-    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
     def token_text(self, token_id: int) -> str: ...
     def apply_chat_template(
         self,
-        messages: list[dict[str, Any]],
+        messages: Sequence[Mapping[str, Any]],
         *,
         add_generation_prompt: bool = True,
-        chat_template_kwargs: dict[str, Any] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[int]: ...
 
 
@@ -94,18 +94,19 @@ class Replica:
 
     async def generate(self, submission: Submission) -> AsyncGenerator[Chunk, None]:
         """Chunks of all completions, interleaved; closing aborts the engine's request."""
-        prompt_token_ids = await asyncio.to_thread(self._encode, submission.prompt)
-        request = GenerationRequest(
-            request_id=submission.request_id,
-            prompt_token_ids=prompt_token_ids,
-            params=submission.params,
-            prompt=submission.prompt.text if isinstance(submission.prompt, TextPrompt) else None,
-        )
-        untold = set(range(submission.params.n)) if submission.with_prompt_token_ids else set()
-        with self._metrics.observe(len(prompt_token_ids)) as observe:
+        with self._metrics.count_refusal():
+            prompt_token_ids = await asyncio.to_thread(self._encode, submission.prompt)
+            prompt = submission.prompt
+            request = GenerationRequest(
+                request_id=submission.request_id,
+                prompt_token_ids=prompt_token_ids,
+                params=submission.params,
+                prompt=prompt.text if isinstance(prompt, TextPrompt) else None,
+            )
+            untold = set(range(submission.params.n) if submission.with_prompt_token_ids else ())
             async with aclosing(self._engine.generate(request)) as deltas:
                 async for delta in deltas:
-                    observe(delta)
+                    self._metrics.take(delta)
                     first = delta.index in untold
                     untold.discard(delta.index)
                     yield self._chunk(delta, prompt_token_ids if first else None)
@@ -153,8 +154,9 @@ class Replica:
         match prompt:
             case TokenPrompt(token_ids):
                 return token_ids
-            case TextPrompt(text):
-                return tuple(self._need_tokenizer("prompt").encode(text))
+            case TextPrompt(text, add_special_tokens):
+                tokenizer = self._need_tokenizer("prompt")
+                return tuple(tokenizer.encode(text, add_special_tokens=add_special_tokens))
             case ChatPrompt(messages, add_generation_prompt, template_kwargs):
                 tokenizer = self._need_tokenizer("messages")
                 if not tokenizer.has_chat_template:

@@ -32,12 +32,12 @@ STEP_S = 0.005
 
 
 class CharTokenizer:
-    """One token per character, its code point."""
+    """One token per character, its code point. Text without a frame gets a ``~``."""
 
     has_chat_template = True
 
-    def encode(self, text):
-        return [ord(char) for char in text]
+    def encode(self, text, *, add_special_tokens=True):
+        return [ord(char) for char in ("" if add_special_tokens else "~") + text]
 
     def decode(self, ids, skip_special_tokens=True):
         return "".join(map(chr, ids))
@@ -138,6 +138,7 @@ class FakeEngine:
             prefill_tokens=20,
             cached_prefix_tokens=10,
             emitted_tokens=25,
+            prompt_tokens=sum(len(request.prompt_token_ids) for request in self.requests),
             num_preemptions=1,
             finished={"stop": 2, "length": 1, "abort": 0},
             step_s=0.25,
