@@ -168,7 +168,7 @@ def test_a_stop_token_ends_the_work_before_its_block_is_done(golden_sdar):
 def test_min_tokens_holds_stop_tokens_back(golden_sdar):
     tokens = free_run(golden_sdar, [5, 6, 7])
     item = request("a", [5, 6, 7], max_tokens=60, min_tokens=30, stop_token_ids=sorted(set(tokens)))
-    held, last = run(make_engine(golden_sdar), [item])
+    held, _ = run(make_engine(golden_sdar), [item])
     assert not set(held["a"][:30]) & set(tokens)
     assert len(held["a"]) >= 30
 
