@@ -1,0 +1,110 @@
+"""The Serve application: an HTTP deployment in front of a deployment of engines.
+
+Two deployments, because they scale differently and must not disturb each other: an engine process
+steps, the ingress process parses, streams and waits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import ray
+from fastapi import FastAPI
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from focus_ray.config import EngineConfig
+from focus_ray.serve.args import ServeArgs
+from focus_ray.serve.ingress import IngressSettings, create_app
+from focus_ray.serve.ray_client import RayEngineClient
+from focus_ray.serve.replica import EngineFactory, Replica, start_engine
+
+APP_NAME = "focus-ray"
+ENGINE_DEPLOYMENT = "engine"
+# Calls besides generation that a full engine must still answer: tokenize, models.
+SPARE_CALLS = 64
+# The engine answers between two steps, and one step of a large prefill on a CPU takes seconds.
+LIVENESS_TIMEOUT_S = 30.0
+
+
+class EngineDeployment(Replica):
+    """``Replica`` with the hooks that Serve calls."""
+
+    def __init__(
+        self, config: EngineConfig, model_name: str, engine_factory: EngineFactory
+    ) -> None:
+        replica_name = serve.get_replica_context().replica_id.unique_id
+        super().__init__(config, model_name, replica_name, engine_factory)
+
+    async def check_health(self) -> None:
+        """Serve replaces this replica when it raises."""
+        await self.check_alive(LIVENESS_TIMEOUT_S)
+
+    def __del__(self) -> None:
+        with contextlib.suppress(AttributeError):  # the engine never started
+            self.shutdown()
+
+
+@serve.ingress()
+class IngressDeployment:
+    """The routes, with the handle of the engines behind them."""
+
+    def __init__(self, engines: DeploymentHandle[Any], settings: IngressSettings) -> None:
+        self._engines = engines
+        self._settings = settings
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return create_app(RayEngineClient(self._engines), self._settings)
+
+
+def build(args: ServeArgs) -> serve.Application:
+    """The application. Runs where Ray is connected: it asks for the cluster's resources."""
+    return build_with(args, start_engine)
+
+
+def build_with(args: ServeArgs, engine_factory: EngineFactory) -> serve.Application:
+    """``build`` with another engine."""
+    config, resources = placed(args, ray.cluster_resources())  # type: ignore[no-untyped-call]
+    # The engine's own queue decides who waits and who is refused, so Serve's must be longer.
+    capacity = config.max_num_seqs + config.max_num_waiting + SPARE_CALLS
+    settings = args.settings()
+    engines = serve.deployment(
+        name=ENGINE_DEPLOYMENT,
+        num_replicas=args.num_replicas,
+        max_ongoing_requests=capacity,
+        max_queued_requests=capacity,
+        max_constructor_retry_count=args.max_start_attempts,
+        ray_actor_options=resources,
+        health_check_period_s=1.0,
+        health_check_timeout_s=LIVENESS_TIMEOUT_S + 5.0,
+    )(EngineDeployment).bind(config, settings.served_model_names[0], engine_factory)
+    ingress = serve.deployment(
+        name="ingress",
+        max_ongoing_requests=capacity * args.num_replicas,
+        ray_actor_options={"num_cpus": 0},
+    )(IngressDeployment)
+    return ingress.bind(engines, settings)
+
+
+def placed(args: ServeArgs, cluster: dict[str, float]) -> tuple[EngineConfig, dict[str, float]]:
+    """The engine's device, decided, and the resources to reserve for it.
+
+    Ray gives a process as many OpenMP threads as it reserves cores, and one if it reserves none.
+
+    Args:
+        cluster: Ray's resources by name.
+    """
+    device = args.engine.device
+    if device == "auto":
+        wants_gpu = bool(cluster.get("GPU")) if args.num_gpus is None else args.num_gpus > 0
+        device = "cuda" if wants_gpu else "cpu"
+    num_gpus = args.num_gpus
+    if num_gpus is None:
+        num_gpus = 1.0 if device == "cuda" else 0.0
+    num_cpus = args.num_cpus
+    if num_cpus is None:
+        share = int(cluster.get("CPU", 1.0)) // args.num_replicas
+        num_cpus = 1.0 if device == "cuda" else float(max(1, share))
+    config = args.engine.model_copy(update={"device": device})
+    return config, {"num_cpus": num_cpus, "num_gpus": num_gpus}

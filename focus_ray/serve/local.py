@@ -1,0 +1,197 @@
+"""A private Ray on this machine with the application on it, for one command's lifetime."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from focus_ray.errors import FocusRayError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from focus_ray.serve.args import ServeArgs
+    from focus_ray.serve.replica import EngineFactory
+
+# Chunks of text travel inline; the store only has to exist.
+OBJECT_STORE_BYTES = 128 * 2**20
+# Ray's sockets lie some 70 characters below its folder, and a socket's path ends at 107.
+MAX_TEMP_DIR_CHARS = 40
+
+
+class StartFailed(FocusRayError):
+    """The server did not start; the message holds the reason and nothing else."""
+
+
+class LocalServer:
+    """Ray, Serve and the application; a context manager that leaves nothing behind.
+
+    Args:
+        args: the application's.
+        host: address to listen on.
+        port: port to listen on.
+        dashboard: start Ray's dashboard as well.
+        temp_dir: Ray's folder for logs and sockets; None: one that is deleted at the end.
+        tell: is called with what is being waited for.
+        engine_factory: another engine than the real one.
+
+    Raises:
+        StartFailed: on entering.
+    """
+
+    def __init__(
+        self,
+        args: ServeArgs,
+        host: str,
+        port: int,
+        *,
+        dashboard: bool = False,
+        temp_dir: Path | None = None,
+        tell: Callable[[str], None] = lambda stage: None,
+        engine_factory: EngineFactory | None = None,
+    ) -> None:
+        self._args = args
+        self._host = host
+        self._port = port
+        self._dashboard = dashboard
+        self._temp_dir = temp_dir
+        self._tell = tell
+        self._engine_factory = engine_factory
+        self._cleanup = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        refuse_taken_port(self._host, self._port)
+        with self._cleanup:
+            self._start_ray()
+            self._start_application()
+            self._cleanup = self._cleanup.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._cleanup.close()
+
+    def trouble(self) -> str | None:
+        """Why the engine does not serve at the moment; None if it does."""
+        from ray import serve
+
+        from focus_ray.serve.app import APP_NAME, ENGINE_DEPLOYMENT
+
+        engine = serve.status().applications[APP_NAME].deployments[ENGINE_DEPLOYMENT]
+        return None if engine.status == "HEALTHY" else reason_of(engine.message)
+
+    def _start_ray(self) -> None:
+        self._tell("starting Ray")
+        temp_dir = self._temp_dir or self._cleanup.enter_context(_short_temp_dir())
+        if "ray" not in sys.modules:  # it reads some of these when it is imported
+            for name, value in environment().items():
+                os.environ.setdefault(name, value)
+        import ray
+
+        logging.getLogger("ray").setLevel(logging.WARNING)
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        self._cleanup.callback(ray.shutdown)
+        # Ray puts the driver's folder at the front of every worker's path. In a checkout of this
+        # project that would hide the package `kernels` which transformers looks for.
+        with contextlib.chdir(temp_dir):
+            ray.init(
+                address="local",
+                include_dashboard=self._dashboard,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+                object_store_memory=OBJECT_STORE_BYTES,
+                _temp_dir=str(temp_dir),
+            )
+
+    def _start_application(self) -> None:
+        from ray import serve
+        from ray.serve.schema import LoggingConfig
+
+        from focus_ray.serve.app import APP_NAME, build_with
+        from focus_ray.serve.replica import start_engine
+
+        self._tell("starting Ray Serve")
+        quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
+        serve.start(
+            proxy_location="HeadOnly",
+            http_options={"host": self._host, "port": self._port},
+            logging_config=quiet,
+        )
+        self._tell(f"loading {self._args.engine.model}")
+        application = build_with(self._args, self._engine_factory or start_engine)
+        try:
+            serve.run(application, name=APP_NAME, logging_config=quiet)
+        except RuntimeError as error:
+            raise StartFailed(self.trouble() or str(error)) from None
+
+
+def environment() -> dict[str, str]:
+    """What Ray must find in the environment, unless the user says otherwise.
+
+    A token of this run's own keeps other users of the machine from running code through Ray's
+    ports, and leaves no file in the home folder.
+    """
+    return {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_SERVE_LOG_TO_STDERR": "0",
+    }
+
+
+def refuse_taken_port(host: str, port: int) -> None:
+    """Raise StartFailed if nobody could listen there.
+
+    Serve would not notice: it lets several processes share a port.
+    """
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise StartFailed(
+            f"cannot listen on {host}:{port}: {error.strerror or error}; stop what uses it, or "
+            "choose another --host or --port"
+        ) from None
+
+
+def reason_of(message: str) -> str:
+    """The exception at the end of the tracebacks that Serve reports.
+
+    >>> reason_of('Error:\\n  File "a.py", line 1\\n    f()\\npkg.BadModel: no weights')
+    'BadModel: no weights'
+    """
+    lines = message.strip().splitlines()
+    frames = [number for number, line in enumerate(lines) if line.startswith('  File "')]
+    rest = lines[frames[-1] + 1 :] if frames else lines
+    start = next((number for number, line in enumerate(rest) if not line.startswith(" ")), 0)
+    name, colon, words = "\n".join(rest[start:]).partition(": ")
+    if not frames or not colon or not name.replace(".", "").isidentifier():
+        return "\n".join(rest[start:])
+    return f"{name.rpartition('.')[2]}: {words}"
+
+
+@contextlib.contextmanager
+def _short_temp_dir() -> Iterator[Path]:
+    base = tempfile.gettempdir()
+    folder = tempfile.mkdtemp(
+        prefix="focus-ray-", dir=base if len(base) <= MAX_TEMP_DIR_CHARS else "/tmp"
+    )
+    try:
+        yield Path(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,105 @@
+"""The engine client over a Serve handle. Everything alpha about handles stands in this file."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+from prometheus_client import Metric
+from ray.exceptions import RayActorError, RayTaskError
+from ray.serve.exceptions import (
+    BackPressureError,
+    DeploymentUnavailableError,
+    ReplicaUnavailableError,
+)
+from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
+
+from focus_ray.errors import EngineDead, EngineOverloaded, FocusRayError
+from focus_ray.serve.messages import Chunk, Encoded, ModelInfo, Prompt, Submission
+from focus_ray.serve.metrics import merge_families
+
+# A replica's own answer, "my engine does not answer", should come before we give up on it.
+REPLICA_GRACE_S = 1.0
+
+
+class RayEngineClient:
+    """Reaches the engines behind a Serve deployment of ``Replica``.
+
+    Args:
+        handle: of that deployment.
+    """
+
+    def __init__(self, handle: DeploymentHandle[Any]) -> None:
+        self._handle = handle
+        self._streaming = handle.options(stream=True)
+
+    async def generate(self, submission: Submission) -> AsyncGenerator[Chunk, None]:
+        """Chunks of all completions; closing aborts the engine's request."""
+        response = cast(
+            "DeploymentResponseGenerator[Chunk]", self._streaming.generate.remote(submission)
+        )
+        try:
+            with own_errors():
+                async for chunk in response:
+                    yield chunk
+        finally:
+            # Merely dropping the response would let the engine run to the end.
+            response.cancel()  # type: ignore[no-untyped-call]
+
+    async def describe(self) -> ModelInfo:
+        """What the engines serve."""
+        with own_errors():
+            return cast(ModelInfo, await self._handle.describe.remote())
+
+    async def encode(self, prompt: Prompt, with_texts: bool) -> Encoded:
+        """Token ids of a prompt."""
+        with own_errors():
+            return cast(Encoded, await self._handle.encode.remote(prompt, with_texts))
+
+    async def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of token ids."""
+        with own_errors():
+            return cast(str, await self._handle.decode.remote(token_ids))
+
+    async def check_alive(self, timeout_s: float) -> None:
+        """EngineDead if no replica's engine answers."""
+        answers = await self._ask_all("check_alive", timeout_s, timeout_s)
+        errors = [answer for answer in answers if isinstance(answer, BaseException)]
+        if len(errors) < len(answers):
+            return
+        if not errors:
+            raise EngineDead("no engine is running yet, or any more")
+        with own_errors():
+            raise errors[0]
+
+    async def metrics(self) -> list[Metric]:
+        """Metric families of all replicas; one that does not answer is left out."""
+        answers = await self._ask_all("metrics", REPLICA_GRACE_S)
+        return merge_families(a for a in answers if not isinstance(a, BaseException))
+
+    async def _ask_all(self, method: str, timeout_s: float, *args: object) -> list[Any]:
+        response = self._handle.broadcast(method, *args)
+        try:
+            results = response.results_async(return_exceptions=True)
+            return cast("list[Any]", await asyncio.wait_for(results, timeout_s + REPLICA_GRACE_S))
+        except TimeoutError:
+            return [EngineDead(f"no engine answered within {timeout_s} s")]
+
+
+@contextmanager
+def own_errors() -> Iterator[None]:
+    """Turn what Ray raises back into what the replica raised, or into what it means to us."""
+    try:
+        yield
+    except RayTaskError as error:
+        if isinstance(error.cause, FocusRayError):
+            raise error.cause from None
+        raise
+    except BackPressureError as error:
+        raise EngineOverloaded(str(error), error.retry_after_s or 1.0) from error
+    except (RayActorError, DeploymentUnavailableError, ReplicaUnavailableError) as error:
+        raise EngineDead(
+            "the engine's process ended; a new one is started, try again soon"
+        ) from error
