@@ -20,7 +20,7 @@ TILE = 128
 
 
 class KeyRanges(NamedTuple):
-    """Query position q sees keys ``[low, high)`` and ``[near_low, near_high)``; ``[R, T]`` int32."""
+    """Query q sees keys ``[low, high)`` and ``[near_low, near_high)``; each ``[R, T]`` int32."""
 
     low: Tensor
     high: Tensor

@@ -62,7 +62,9 @@ def generate_all(
     """Completions in the order of ``tasks``; prompts of similar length share a batch."""
     prompts = [tokenizer.encode(chat_text(task)).ids for task in tasks]
     # long answers last, so that a deadline cuts them and not everything
-    order = sorted(range(len(tasks)), key=lambda i: (tasks[i].name == "long_answer", len(prompts[i])))
+    order = sorted(
+        range(len(tasks)), key=lambda i: (tasks[i].name == "long_answer", len(prompts[i]))
+    )
     done: dict[int, Completion] = {}
     for first in range(0, len(order), BATCH_PROMPTS):
         batch = order[first : first + BATCH_PROMPTS]
@@ -72,12 +74,19 @@ def generate_all(
 
 
 def measure(
-    model: Sdar, tasks: list[Task], tokenizer: Tokenizer, threshold: float, deadline: float, max_new: int
+    model: Sdar,
+    tasks: list[Task],
+    tokenizer: Tokenizer,
+    threshold: float,
+    deadline: float,
+    max_new: int,
 ) -> dict[str, Any]:
     """All numbers at one threshold."""
     start = time.monotonic()
     block = model.shape.block_size
-    completions = generate_all(Generator(model, block, threshold, max_new), tasks, tokenizer, deadline)
+    completions = generate_all(
+        Generator(model, block, threshold, max_new), tasks, tokenizer, deadline
+    )
     texts = [tokenizer.decode(completion.ids) for completion in completions]
     right: dict[str, list[bool]] = {}
     for task, text in zip(tasks, texts, strict=True):
@@ -114,7 +123,9 @@ def evaluate(model: Sdar, out: Path, deadline: float, toy: bool = False) -> None
     results = []
     for number, threshold in enumerate(THRESHOLDS[:1] if toy else THRESHOLDS):
         share = (deadline - time.monotonic()) / (len(THRESHOLDS) - number)
-        result = measure(model, tasks, tokenizer, threshold, time.monotonic() + share, 64 if toy else 1024)
+        result = measure(
+            model, tasks, tokenizer, threshold, time.monotonic() + share, 64 if toy else 1024
+        )
         results.append(result)
         shown = {key: value for key, value in result.items() if key != "samples"}
         print(json.dumps(shown), flush=True)

@@ -63,7 +63,7 @@ def importance(q: Tensor, k: Tensor, masked: Tensor) -> Tensor:
         ``[N, B]`` float32: over the masked tokens alone, scores are max-pooled over three
         neighbours, softmaxed, and summed over heads and queries; 0 where not masked.
     """
-    rows, heads, block, head_dim = q.shape
+    _, heads, block, head_dim = q.shape
     k = k.repeat_interleave(heads // k.shape[1], 1)
     order = torch.argsort((~masked).int(), dim=1, stable=True)
     counts = masked.sum(1)
@@ -81,7 +81,9 @@ def importance(q: Tensor, k: Tensor, masked: Tensor) -> Tensor:
 class Generator:
     """Decodes batches of prompts with one model in float32."""
 
-    def __init__(self, model: Sdar, block: int, threshold: float, max_new_tokens: int = 1024) -> None:
+    def __init__(
+        self, model: Sdar, block: int, threshold: float, max_new_tokens: int = 1024
+    ) -> None:
         self.model, self.block, self.threshold = model, block, threshold
         self.max_new_tokens = max_new_tokens
         device = model.lm_head.weight.device
@@ -99,7 +101,9 @@ class Generator:
         for row, prompt in enumerate(prompts):
             canvas[row, : len(prompt)] = torch.tensor(prompt, device=self.device)
         completions = [Completion(len(prompt)) for prompt in prompts]
-        starts = torch.tensor([len(prompt) // block * block for prompt in prompts], device=self.device)
+        starts = torch.tensor(
+            [len(prompt) // block * block for prompt in prompts], device=self.device
+        )
         running = torch.arange(count, device=self.device)
         offsets = torch.arange(block, device=self.device)
         while len(running) and time.monotonic() < deadline:
@@ -163,7 +167,11 @@ class Generator:
         delta: Tensor,
     ) -> None:
         rows, at = running.tolist(), starts[running].tolist()
-        was_masked, decoded, deltas = masked.cpu().numpy(), chosen.cpu().numpy(), delta.cpu().numpy()
+        was_masked, decoded, deltas = (
+            masked.cpu().numpy(),
+            chosen.cpu().numpy(),
+            delta.cpu().numpy(),
+        )
         for i, (row, start) in enumerate(zip(rows, at, strict=True)):
             if was_masked[i].any():
                 step = Step(start, decoded[i][was_masked[i]], deltas[i][was_masked[i]])

@@ -72,7 +72,7 @@ def masked_blocks(batch: Batch, mask_id: int) -> Problem:
     clean = batch["clean"].long()
     start, position, block = _positions(batch)
     source, copy = batch["source"].long(), batch["copy"]
-    rows, num_noisy = source.shape
+    num_noisy = source.shape[1]
     place = torch.arange(num_noisy, device=clean.device)
 
     in_document, length = position.gather(1, source), block.gather(1, source)
@@ -100,9 +100,7 @@ def masked_blocks(batch: Batch, mask_id: int) -> Problem:
         torch.cat([near, nothing], 1).int(),
         torch.cat([near + torch.where(used, length, 1), nothing], 1).int(),
     )
-    return Problem(
-        ids, torch.cat([in_document, position], 1), ranges, targets, weights, masked
-    )
+    return Problem(ids, torch.cat([in_document, position], 1), ranges, targets, weights, masked)
 
 
 def head_loss(
@@ -115,7 +113,11 @@ def head_loss(
     ).view(targets.shape)
     right = (logits.argmax(-1) == targets) & counted
     total = counted.sum()
-    return (losses * weights).sum(), ((losses * counted).sum() / total).detach(), right.sum() / total
+    return (
+        (losses * weights).sum(),
+        ((losses * counted).sum() / total).detach(),
+        right.sum() / total,
+    )
 
 
 @cache

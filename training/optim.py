@@ -1,8 +1,8 @@
 """Muon for the matrices of the layers, AdamW for embedding, head and norms.
 
-Muon: Keller Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024: momentum,
-then the nearest orthogonal matrix by five steps of a quintic Newton-Schulz iteration, whose
-coefficients are the published ones. Matrices of one shape are stacked, so a step is a few products.
+Muon: Keller Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024. It is
+momentum, then the nearest orthogonal matrix by five steps of a quintic Newton-Schulz iteration
+whose coefficients are the published ones. Matrices of one shape are stacked, so a step is a few products.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(5):
         gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=cubic, alpha=quintic), x, beta=linear)
+        x = torch.baddbmm(
+            x, torch.baddbmm(gram, gram, gram, beta=cubic, alpha=quintic), x, beta=linear
+        )
     return x.mT if tall else x
 
 
@@ -68,14 +70,18 @@ class Optimizer:
         torch.nn.utils.clip_grad_norm_(self._others, 1.0)
         self._adam.step()
         warm = min(1.0, num_steps / MOMENTUM_STEPS)
-        self._muon_step(MUON_LR * multiplier, MOMENTUM_FIRST + (MOMENTUM_LAST - MOMENTUM_FIRST) * warm)
+        self._muon_step(
+            MUON_LR * multiplier, MOMENTUM_FIRST + (MOMENTUM_LAST - MOMENTUM_FIRST) * warm
+        )
         for parameter in (*self._others, *(p for group in self._matrices.values() for p in group)):
             parameter.grad = None
 
     @torch.no_grad()
     def _muon_step(self, rate: float, momentum: float) -> None:
         for shape, group in self._matrices.items():
-            gradients = torch.stack([parameter.grad for parameter in group if parameter.grad is not None])
+            gradients = torch.stack(
+                [parameter.grad for parameter in group if parameter.grad is not None]
+            )
             average = self._momenta[shape]
             average.lerp_(gradients, 1 - momentum)
             update = orthogonalise(gradients.lerp(average, momentum)).float()

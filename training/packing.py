@@ -1,9 +1,9 @@
 """Pack documents into rows: a clean half and a noisy half.
 
-A row holds ``CLEAN`` positions of whole documents, one after the other, and ``NOISY`` positions that
-point into them: every block with answer tokens stands there twice, so that two complementary masks
-of it are learnt at once. Everything else (positions, attention ranges, masks) follows from these few
-arrays and is computed on the GPU, see ``objectives.py``.
+A row holds ``CLEAN`` positions of whole documents, one after the other, and ``NOISY`` positions
+that point into them: every block with answer tokens stands there twice, so that two complementary
+masks of it are learnt at once. Everything else (positions, attention ranges, masks) follows from
+these few arrays and is computed on the GPU, see ``objectives.py``.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def draw_block(rng: random.Random) -> int:
 
 
 def chat_documents(seed: int, tokenizer: Tokenizer) -> Iterator[Document]:
-    """Training conversations, padded with end-of-text to whole blocks; the last answer is learnt."""
+    """Conversations, padded with end-of-text to whole blocks; the last answer is learnt."""
     rng = random.Random(seed)
     fill, end = tokenizer.token_to_id(END_OF_TEXT), tokenizer.token_to_id(END_OF_TURN)
     tasks = training_conversations(seed)
@@ -149,7 +149,9 @@ def text_documents(seed: int, first: int, folder: Path) -> Iterator[Document]:
         yield Document(ids, start * block, (start + noisy) * block, block)
 
 
-def pack(documents: Iterator[Document], num_rows: int, fill_id: int) -> dict[str, NDArray[np.generic]]:
+def pack(
+    documents: Iterator[Document], num_rows: int, fill_id: int
+) -> dict[str, NDArray[np.generic]]:
     """Rows ``[num_rows, ...]`` of each array in ``ROW_ARRAYS``.
 
     A document goes to the first of a few open rows it fits in; the fullest row is closed when too

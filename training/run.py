@@ -45,12 +45,18 @@ TOY_SHAPE = ModelShape(
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True, help="where the checkpoint goes")
     parser.add_argument("--minutes", type=float, default=20.0, help="limit of this command")
-    parser.add_argument("--later-minutes", type=float, default=0.0, help="training of later commands")
+    parser.add_argument(
+        "--later-minutes", type=float, default=0.0, help="training of later commands"
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the state in --work")
-    parser.add_argument("--weights", type=Path, help="with --resume: checkpoint to use without a state")
+    parser.add_argument(
+        "--weights", type=Path, help="with --resume: checkpoint to use without a state"
+    )
     parser.add_argument("--work", type=Path, default=Path("/tmp/sdar-tiny-training"))
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 3))
     parser.add_argument("--max-text-chars", type=int, default=300_000_000)

@@ -51,7 +51,11 @@ class ShardPool:
         command += ["--tokenizer", str(tokenizer_file), "--text", str(text_folder)]
         command += ["--text-percent", str(text_percent), "--rows", str(shard_rows)]
         # one thread each: the workers themselves are the parallelism
-        single = {"RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+        single = {
+            "RAYON_NUM_THREADS": "1",
+            "OMP_NUM_THREADS": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
         self._workers = [
             subprocess.Popen(
                 [*command, "--worker", str(worker), "--workers", str(num_workers)],
@@ -107,7 +111,9 @@ class ShardPool:
                 self.rows_repeated += GROUP_ROWS
         self.rows_drawn += num_rows
         return {
-            name: torch.cat([self.shards[shard][name][row : row + GROUP_ROWS] for shard, row in chosen])
+            name: torch.cat(
+                [self.shards[shard][name][row : row + GROUP_ROWS] for shard, row in chosen]
+            )
             for name in ROW_ARRAYS
         }
 

@@ -43,7 +43,11 @@ class Source(NamedTuple):
 
 def source_roots() -> list[Path]:
     """The standard library and every folder of installed packages, without repetition."""
-    places = [*sysconfig.get_paths().values(), *site.getsitepackages(), "/usr/lib/python3/dist-packages"]
+    places = [
+        *sysconfig.get_paths().values(),
+        *site.getsitepackages(),
+        "/usr/lib/python3/dist-packages",
+    ]
     wanted = ("site-packages", "dist-packages")
     libraries = [place for place in places if place.endswith(wanted)]
     libraries.append(sysconfig.get_paths()["stdlib"])
@@ -52,7 +56,7 @@ def source_roots() -> list[Path]:
 
 
 def source_files() -> list[tuple[Path, str]]:
-    """Every Python file below the roots once, with its path relative to its root, sorted by that."""
+    """Every Python file below the roots once, with its path below its root, sorted by that."""
     found: dict[Path, str] = {}
     for root in sorted(source_roots(), key=lambda place: -len(place.parts)):
         for folder, folders, files in os.walk(root):
@@ -94,7 +98,9 @@ def source_text(path: Path) -> str | None:
 def _is_skipped_test(relative: str) -> bool:
     """Tests repeat themselves: two of three are left out."""
     parts = Path(relative).parts
-    is_test = any(part in ("tests", "test", "testing") or part.startswith("test_") for part in parts)
+    is_test = any(
+        part in ("tests", "test", "testing") or part.startswith("test_") for part in parts
+    )
     return is_test and _fingerprint(relative) % 3 != 0
 
 
@@ -151,7 +157,7 @@ def natural_runs(max_chars: int, processes: int) -> list[str]:
 
 
 def build(out: Path, tokenizer_file: Path, max_chars: int, processes: int) -> None:
-    """Write ``tokens.npy`` (int16) and ``pieces.npy`` ([pieces, 2]: offset and length), then ``done``."""
+    """Write ``tokens.npy`` (int16), ``pieces.npy`` (``[n, 2]``: offset, length), then ``done``."""
     from tokenizers import Tokenizer
 
     start = time.monotonic()

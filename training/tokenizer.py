@@ -17,7 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import paths  # noqa: F401  (puts the repository on sys.path)
-from chat import CHAT_TEMPLATE, END_OF_TEXT, END_OF_TURN, MASK, SPECIAL_TOKENS, START_OF_TURN, chat_text
+from chat import (
+    CHAT_TEMPLATE,
+    END_OF_TEXT,
+    END_OF_TURN,
+    MASK,
+    SPECIAL_TOKENS,
+    START_OF_TURN,
+    chat_text,
+)
 from text import source_files, source_text
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 

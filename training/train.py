@@ -115,13 +115,19 @@ class Trainer:
         if dense:
             attend = dense_attention(problem.ranges)
 
-            def run_layer(index: int, x: Tensor, cos: Tensor, sin: Tensor, *weights: Tensor) -> Tensor:
-                return layer_forward(x, cos, sin, attend, shape.head_dim, shape.rms_norm_eps, *weights)
+            def run_layer(
+                index: int, x: Tensor, cos: Tensor, sin: Tensor, *weights: Tensor
+            ) -> Tensor:
+                return layer_forward(
+                    x, cos, sin, attend, shape.head_dim, shape.rms_norm_eps, *weights
+                )
         else:
             bounds = (*problem.ranges, *key_tiles(problem.ranges))
             flex_layer = compiled_flex_layer()
 
-            def run_layer(index: int, x: Tensor, cos: Tensor, sin: Tensor, *weights: Tensor) -> Tensor:
+            def run_layer(
+                index: int, x: Tensor, cos: Tensor, sin: Tensor, *weights: Tensor
+            ) -> Tensor:
                 return flex_layer(x, cos, sin, bounds, shape.head_dim, shape.rms_norm_eps, *weights)
 
         hidden = model.hidden(problem.ids, cos, sin, run_layer, self.dtype)
@@ -287,7 +293,9 @@ class Trainer:
             saved = json.loads((weights / "progress.json").read_text())
             self.progress = Progress(**saved)
         else:
-            raise FileNotFoundError(f"{state_file} does not exist; name saved weights with --weights")
+            raise FileNotFoundError(
+                f"{state_file} does not exist; name saved weights with --weights"
+            )
         print(
             f"resumed at step {self.progress.num_steps}, {self.progress.trained_s:.0f} s trained",
             flush=True,

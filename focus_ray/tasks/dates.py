@@ -28,7 +28,8 @@ def _weekday(rng: random.Random) -> Task:
     else:
         question = rng.choice(
             (
-                f"If today is {WEEKDAYS[today]}, what day of the week will it be in {_days(distance)}?",
+                f"If today is {WEEKDAYS[today]}, what day of the week will it be in "
+                f"{_days(distance)}?",
                 f"Today is {WEEKDAYS[today]}. Which day is it in {_days(distance)}?",
             )
         )
@@ -44,7 +45,9 @@ def _date(rng: random.Random) -> Task:
     month = rng.randrange(12)
     start, distance = rng.randint(1, DAYS_IN_MONTH[month]), rng.randint(1, 45)
     back = rng.random() < 0.35
-    question = f"What date is {_days(distance)} {'before' if back else 'after'} {MONTHS[month]} {start}?"
+    question = (
+        f"What date is {_days(distance)} {'before' if back else 'after'} {MONTHS[month]} {start}?"
+    )
     if rng.random() < 0.5:
         question += " (Not a leap year.)"
     day = start - distance if back else start + distance
@@ -67,7 +70,9 @@ def _time(rng: random.Random) -> Task:
     end = hour * 60 + minute + lasts
     said = f"{(end // 60 - 1) % 12 + 1}:{end % 60:02d}"
     event = rng.choice(("movie", "lesson", "meeting", "train ride", "game"))
-    question = f"A {event} starts at {hour}:{minute:02d} and lasts {lasts} minutes. When does it end?"
+    question = (
+        f"A {event} starts at {hour}:{minute:02d} and lasts {lasts} minutes. When does it end?"
+    )
     hours = lasts // 60
     working = (
         f"{lasts} minutes is {hours} {'hour' if hours == 1 else 'hours'} and {lasts % 60} minutes. "
@@ -83,6 +88,9 @@ def _neighbour(rng: random.Random) -> Task:
     kind = "day" if names is WEEKDAYS else "month"
     side = "after" if after else "before"
     question = rng.choice(
-        (f"What {kind} comes {side} {names[index]}?", f"Which {kind} is right {side} {names[index]}?")
+        (
+            f"What {kind} comes {side} {names[index]}?",
+            f"Which {kind} is right {side} {names[index]}?",
+        )
     )
     return exact("calendar", question, result)

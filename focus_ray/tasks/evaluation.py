@@ -21,7 +21,8 @@ def evaluation_set(
 ) -> list[Task]:
     """Different held-out questions of every open task, in a fixed order.
 
-    Each kind has its own generator state, so a smaller set is a prefix of a larger one kind by kind.
+    Each kind has its own generator state, so a smaller set is a prefix of a larger one,
+    kind by kind.
 
     Args:
         num_word_problems: how many arithmetic word problems.

@@ -75,7 +75,11 @@ def copying(rng: random.Random) -> Task:
         return exact("copying", f"Put a comma between these words: {listed}", ", ".join(words))
     if kind == "upper":
         words = words[:4]
-        return exact("copying", f"Capitalize each word: {' '.join(words)}", " ".join(map(str.capitalize, words)))
+        return exact(
+            "copying",
+            f"Capitalize each word: {' '.join(words)}",
+            " ".join(map(str.capitalize, words)),
+        )
     word = words[0] if kind == "first" else words[-1]
     return exact("copying", f"What is the {kind} word of: {listed}", word)
 
@@ -94,7 +98,9 @@ def counting(rng: random.Random) -> Task:
                 f"How often does {wanted} occur in: {listed}?",
             )
         )
-        return final("counting", question, _count_aloud(words, wanted, ", ", " "), words.count(wanted))
+        return final(
+            "counting", question, _count_aloud(words, wanted, ", ", " "), words.count(wanted)
+        )
     words = rng.sample(WORDS, rng.randint(3, 12))
     question = f"How many words are in this list: {', '.join(words)}?"
     counted = " ".join(f"{i + 1} {word}" for i, word in enumerate(words))

@@ -33,7 +33,11 @@ def several_problems(rng: random.Random) -> Task:
     parts = [word_problem(rng) if rng.random() < 0.75 else arithmetic(rng) for _ in range(count)]
     asked = "\n".join(f"{i + 1}. {part.user}" for i, part in enumerate(parts))
     opening = rng.choice(
-        ("Solve these problems:", "Answer all questions:", f"Here are {count} problems. Solve each.")
+        (
+            "Solve these problems:",
+            "Answer all questions:",
+            f"Here are {count} problems. Solve each.",
+        )
     )
     solved = [
         f"Problem {i + 1}\n{part.answer.rsplit(chr(10), 1)[0]}\nResult {i + 1}: {part.targets[0]}"
@@ -51,7 +55,9 @@ def long_sum(rng: random.Random) -> Task:
         lines.append(f"{total} + {value} = {total + value}")
         total += value
     listed = ", ".join(map(str, values))
-    question = rng.choice((f"Add these numbers one by one: {listed}", f"What is the sum of {listed}?"))
+    question = rng.choice(
+        (f"Add these numbers one by one: {listed}", f"What is the sum of {listed}?")
+    )
     return final("long_answer", question, "\n".join(lines), total)
 
 
@@ -64,7 +70,11 @@ def multiplication_table(rng: random.Random) -> Task:
             f"List {number} times 1 to {number} times {rows}.",
         )
     )
-    return exact("long_answer", question, "\n".join(f"{number} * {i} = {number * i}" for i in range(1, rows + 1)))
+    return exact(
+        "long_answer",
+        question,
+        "\n".join(f"{number} * {i} = {number * i}" for i in range(1, rows + 1)),
+    )
 
 
 def long_sorting(rng: random.Random) -> Task:
@@ -91,15 +101,18 @@ def records(rng: random.Random) -> Task:
         sentences.append(
             rng.choice(
                 (
-                    f"{someone.name} is {age} years old, lives in {city} and works as {article(job)} {job}.",
+                    f"{someone.name} is {age} years old, lives in {city} and works as "
+                    f"{article(job)} {job}.",
                     f"{someone.name} from {city} is {article(job)} {job} and {age} years old.",
                 )
             )
         )
     question = rng.choice(
         (
-            f"Extract all people as a JSON list with name, age, city and job: {' '.join(sentences)}",
-            f"{' '.join(sentences)}\nReturn a JSON list of objects with the keys name, age, city and job.",
+            "Extract all people as a JSON list with name, age, city and job: "
+            f"{' '.join(sentences)}",
+            f"{' '.join(sentences)}\nReturn a JSON list of objects with the keys name, age, city "
+            "and job.",
         )
     )
     answer = "[\n" + ",\n".join("  " + json.dumps(row) for row in rows) + "\n]"

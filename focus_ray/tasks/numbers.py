@@ -71,13 +71,19 @@ def statistics(rng: random.Random) -> Task:
     low, high = min(values), max(values)
     kind = rng.choice(("largest", "smallest", "sum", "range"))
     if kind == "largest":
-        question = rng.choice((f"What is the largest number in {listed}?", f"Find the maximum of {listed}."))
+        question = rng.choice(
+            (f"What is the largest number in {listed}?", f"Find the maximum of {listed}.")
+        )
         return final("statistics", question, "", high)
     if kind == "smallest":
-        question = rng.choice((f"What is the smallest number in {listed}?", f"Find the minimum of {listed}."))
+        question = rng.choice(
+            (f"What is the smallest number in {listed}?", f"Find the minimum of {listed}.")
+        )
         return final("statistics", question, "", low)
     if kind == "range":
-        question = f"What is the difference between the largest and the smallest number in {listed}?"
+        question = (
+            f"What is the difference between the largest and the smallest number in {listed}?"
+        )
         working = f"The largest is {high} and the smallest is {low}.\n{high} - {low} = {high - low}"
         return final("statistics", question, working, high - low)
     total, lines = values[0], []
@@ -113,7 +119,12 @@ def unit_conversion(rng: random.Random) -> Task:
     y = x * factor
     fact = f"1 {one_big} is {factor} {small}."
     if rng.random() < 0.6:
-        asked, wanted, working, result = f"{x} {big}", small, f"{x} * {factor} = {y}", f"{y} {small}"
+        asked, wanted, working, result = (
+            f"{x} {big}",
+            small,
+            f"{x} * {factor} = {y}",
+            f"{y} {small}",
+        )
     else:
         asked, wanted, working, result = f"{y} {small}", big, f"{y} / {factor} = {x}", f"{x} {big}"
     question = rng.choice(
@@ -134,7 +145,9 @@ def number_properties(rng: random.Random) -> Task:
         value = rng.randint(1, 999)
         kind = "odd" if value % 2 else "even"
         question = rng.choice((f"Is {value} even or odd?", f"Is the number {value} odd or even?"))
-        return final("number_properties", question, f"The last digit of {value} is {value % 10}.", kind)
+        return final(
+            "number_properties", question, f"The last digit of {value} is {value % 10}.", kind
+        )
     if draw < 0.7:
         a, b = rng.sample(range(1, rng.choice((100, 1000))), 2)
         larger = rng.random() < 0.6

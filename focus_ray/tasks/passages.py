@@ -123,7 +123,8 @@ def _order(rng: random.Random) -> tuple[str, Fields]:
     item, city = thing(rng).many, rng.choice(CITIES)
     quantity, price = rng.randint(2, 99), rng.randint(1, 50)
     text = (
-        f"Order {rng.randint(100, 999)}: {customer} ordered {quantity} {item} for ${price} each, to be "
+        f"Order {rng.randint(100, 999)}: {customer} ordered {quantity} {item} for ${price} each, "
+        "to be "
         f"sent to {city}."
     )
     fields: Fields = {

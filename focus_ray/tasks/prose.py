@@ -35,7 +35,8 @@ def story(rng: random.Random) -> Task:
     )
     acts = (
         (
-            f"Once upon a time there was {a_kind} {animal} named {name} who lived near the {place}.",
+            f"Once upon a time there was {a_kind} {animal} named {name} who lived near the "
+            f"{place}.",
             f"Near the {place} lived {a_kind} {animal} called {name}.",
         ),
         (
@@ -95,12 +96,15 @@ def _detail(rng: random.Random, name: str, friend: str, place: str) -> str:
             f"The sun was {rng.choice(('warm', 'bright', 'low', 'hidden behind clouds'))}.",
             f"It was a {rng.choice(('cold', 'quiet', 'long', 'beautiful', 'strange', 'busy'))} "
             f"{rng.choice(('day', 'morning', 'evening'))}.",
-            f"{name} felt {rng.choice(('happy', 'tired', 'very curious', 'a little afraid', 'full of hope'))}.",
+            f"{name} felt "
+            f"{rng.choice(('happy', 'tired', 'very curious', 'a little afraid', 'full of hope'))}.",
             f'"{say}," said {who}.',
-            f"{friend} {rng.choice(('smiled', 'nodded', 'laughed', 'looked up', 'jumped with joy'))}.",
+            f"{friend} "
+            f"{rng.choice(('smiled', 'nodded', 'laughed', 'looked up', 'jumped with joy'))}.",
             f"{_a(rng.choice(ADJECTIVES))} {rng.choice(ANIMALS)} watched them from "
             f"{rng.choice(('a tree', 'the water', 'far away', 'the road'))}.",
-            f"Everyone in the {place} {rng.choice(('was asleep', 'talked about it', 'waited for news'))}.",
+            f"Everyone in the {place} "
+            f"{rng.choice(('was asleep', 'talked about it', 'waited for news'))}.",
         )
     )
 
@@ -114,7 +118,8 @@ _PURPOSES = {
         "asking for a meeting on {day}",
         "Meeting on {day}",
         (
-            "I hope you are well. Would you have time for a short meeting on {day} at {hour} o'clock?",
+            "I hope you are well. Would you have time for a short meeting on {day} at {hour} "
+            "o'clock?",
             "I would like to talk about the project and the next steps.",
             "Please let me know if another time is better for you.",
         ),
@@ -141,7 +146,8 @@ _PURPOSES = {
         "inviting to a party on {day}",
         "Invitation for {day}",
         (
-            "We are having a small party on {day} at {hour} o'clock and would love to see you there.",
+            "We are having a small party on {day} at {hour} o'clock and would love to see you "
+            "there.",
             "There will be music, food and good company.",
             "Let me know if you can come.",
         ),
@@ -189,7 +195,6 @@ def email(rng: random.Random) -> Task:
     if rng.random() < 0.4:
         sentences.append(rng.choice(_CLOSINGS))
     regards = rng.choice(("Best regards", "Kind regards", "Sincerely"))
-    answer = (
-        f"Subject: {subject.format(day=day)}\n\nDear {to},\n\n{' '.join(sentences)}\n\n{regards},\n{sender}"
-    )
+    head = f"Subject: {subject.format(day=day)}\n\nDear {to},"
+    answer = f"{head}\n\n{' '.join(sentences)}\n\n{regards},\n{sender}"
     return Task("email", question, answer, Check.CONTAINS, (f"Dear {to}", sender))

@@ -77,11 +77,14 @@ def _regular(words: str) -> list[Noun]:
 
 THINGS = [
     *_regular(
-        "apple orange banana pear lemon cookie cupcake muffin marble sticker pencil pen crayon book "
+        "apple orange banana pear lemon cookie cupcake muffin marble sticker pencil pen crayon "
+        "book "
         "comic card coin stamp shell rock flower rose tulip balloon candle button bead ribbon toy "
         "ball egg carrot onion chocolate donut bottle cup plate spoon bag basket brick nail screw "
-        "notebook folder eraser magnet puzzle badge key sock shirt hat glove towel pillow lamp chair "
-        "grape plum mango seed feather photo ticket poster kite drum bell doll car block star medal "
+        "notebook folder eraser magnet puzzle badge key sock shirt hat glove towel pillow lamp "
+        "chair "
+        "grape plum mango seed feather photo ticket poster kite drum bell doll car block star "
+        "medal "
         "cake pie sweet cracker melon bean jar bun pin token stick leaflet ring chip tile pot mug"
     ),
     *(
@@ -100,12 +103,17 @@ CONTAINERS = [
 
 _PLAIN_WORDS = (
     "house window table door street cloud rain snow wind storm summer winter spring autumn morning "
-    "evening night moon sun sea lake bridge road train plane boat bike truck music song dance paper "
-    "letter story poem movie game team player coach winner prize money bank shop store bread butter "
-    "cheese milk water juice coffee tea sugar salt pepper rice soup salad pizza pasta family friend "
+    "evening night moon sun sea lake bridge road train plane boat bike truck music song dance "
+    "paper "
+    "letter story poem movie game team player coach winner prize money bank shop store bread "
+    "butter "
+    "cheese milk water juice coffee tea sugar salt pepper rice soup salad pizza pasta family "
+    "friend "
     "mother father sister brother uncle aunt cousin baby child student lesson class exam grade "
-    "science history art math planet rocket robot computer phone screen camera battery engine wheel "
-    "metal wood stone glass plastic cotton silk leather copper iron big small fast slow hot cold new "
+    "science history art math planet rocket robot computer phone screen camera battery engine "
+    "wheel "
+    "metal wood stone glass plastic cotton silk leather copper iron big small fast slow hot cold "
+    "new "
     "long short high low light dark soft hard clean dirty rich poor strong weak early late open "
     "close push pull walk run jump swim climb throw catch build break draw write read speak listen "
     "learn think dream laugh cry smile sleep wake eat drink"

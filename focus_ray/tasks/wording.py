@@ -44,9 +44,7 @@ _REQUESTS = (
     " Explain your answer.",
     " Please show the steps.",
 )
-_SMALL_NUMBERS = (
-    "zero one two three four five six seven eight nine ten eleven twelve".split()
-)
+_SMALL_NUMBERS = "zero one two three four five six seven eight nine ten eleven twelve".split()
 _SMALL_NUMBER = re.compile(r"(?<![\d$.,:/%])\b([2-9]|1[0-2])\b(?![\d%:/]|\.\d)")
 
 

@@ -83,7 +83,9 @@ def test_no_noisy_position_sees_its_own_block_clean(batch: Batch) -> None:
         clean_seen = {key - NOISY for key in seen if key >= NOISY}
         noisy_seen = sorted(key for key in seen if key < NOISY)
         assert clean_seen == set(range(int(start[at]), own_block))
-        assert [int(source[key]) for key in noisy_seen] == list(range(own_block, own_block + length))
+        assert [int(source[key]) for key in noisy_seen] == list(
+            range(own_block, own_block + length)
+        )
         assert {int(copy[key]) for key in noisy_seen} == {int(copy[place])}
 
 
@@ -92,7 +94,9 @@ def test_the_two_copies_mask_complementary_answer_tokens(batch: Batch) -> None:
     source, copy = batch["source"][0].long(), batch["copy"][0]
     masked = problem.ids[0, :NOISY] == SHAPE.mask_token_id
     times = torch.zeros(CLEAN, dtype=torch.int64)
-    times.index_add_(0, source[masked & (copy > 0)], torch.ones(int(masked.sum()), dtype=torch.int64))
+    times.index_add_(
+        0, source[masked & (copy > 0)], torch.ones(int(masked.sum()), dtype=torch.int64)
+    )
     noised = torch.zeros(CLEAN, dtype=torch.bool)
     noised[source[copy > 0]] = True
     torch.testing.assert_close(times, (batch["answer"][0].long() * noised))
@@ -114,7 +118,9 @@ def test_a_noisy_block_gives_the_logits_decoding_would(batch: Batch, model: Sdar
     columns = torch.arange(first - start, first - start + length)[None]
     generator = Generator(model, length, threshold=0.9)
     with torch.no_grad():
-        expected, _ = generator._forward(canvas, columns, canvas[:, -length:] == SHAPE.mask_token_id)
+        expected, _ = generator._forward(
+            canvas, columns, canvas[:, -length:] == SHAPE.mask_token_id
+        )
     actual = logits[:, noisy_first : noisy_first + length].clone()
     actual[..., SHAPE.mask_token_id] = -torch.inf
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)

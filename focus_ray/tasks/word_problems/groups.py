@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 
 from focus_ray.tasks.vocabulary import person, thing
-from focus_ray.tasks.wording import capitalize
 from focus_ray.tasks.word_problems.problem import Problem
+from focus_ray.tasks.wording import capitalize
 
 
 def seats(rng: random.Random) -> Problem:
@@ -24,7 +24,9 @@ def seats(rng: random.Random) -> Problem:
     divisors = [size for size in range(2, 10) if taken % size == 0]
     if divisors and rng.random() < 0.6:
         size = rng.choice(divisors)
-        steps.append(f"With {size} people in each group there are {taken} / {size} = {taken // size}.")
+        steps.append(
+            f"With {size} people in each group there are {taken} / {size} = {taken // size}."
+        )
         question += f" The people form groups of {size}. How many groups are there?"
         return Problem(question, steps, taken // size)
     return Problem(f"{question} How many seats are taken?", steps, taken)
@@ -41,8 +43,10 @@ def baking(rng: random.Random) -> Problem:
     question = rng.choice(
         (
             f"{baker.name} bakes {batches} batches of {sweets} with {each} {sweets} in each batch. "
-            f"{baker.He} eats {eaten} and gives {given} to the neighbors. How many {sweets} are left?",
-            f"{baker.name} made {batches} trays of {each} {sweets}. {baker.He} sold {eaten} of them "
+            f"{baker.He} eats {eaten} and gives {given} to the neighbors. How many {sweets} are "
+            "left?",
+            f"{baker.name} made {batches} trays of {each} {sweets}. {baker.He} sold {eaten} of "
+            "them "
             f"and gave away {given}. How many {sweets} does {baker.he} still have?",
         )
     )
@@ -60,7 +64,12 @@ def passengers(rng: random.Random) -> Problem:
     aboard = rng.randint(5, 40)
     vehicle = rng.choice(("bus", "train", "boat"))
     sentences = [
-        rng.choice((f"A {vehicle} starts with {aboard} passengers.", f"There are {aboard} people on a {vehicle}."))
+        rng.choice(
+            (
+                f"A {vehicle} starts with {aboard} passengers.",
+                f"There are {aboard} people on a {vehicle}.",
+            )
+        )
     ]
     steps = [f"It starts with {aboard} passengers."]
     for stop in ("first", "second", "third")[: rng.randint(1, 3)]:
@@ -69,7 +78,9 @@ def passengers(rng: random.Random) -> Problem:
         steps.append(f"{capitalize(stop)} stop: {aboard} - {off} = {aboard - off}.")
         steps.append(f"Then {aboard - off} + {on} = {aboard - off + on}.")
         aboard += on - off
-    ask = rng.choice((f"How many passengers are on the {vehicle} now?", "How many passengers are there now?"))
+    ask = rng.choice(
+        (f"How many passengers are on the {vehicle} now?", "How many passengers are there now?")
+    )
     return Problem(" ".join([*sentences, ask]), steps, aboard)
 
 
@@ -88,7 +99,8 @@ def fraction(rng: random.Random) -> Problem:
     if rng.random() < 0.15:
         return Problem(f"What is {name} of {total}?", steps, part)
     question = (
-        f"{owner.name} has {total} {many}. {owner.He} gives {name} of them to {owner.his} {relative} "
+        f"{owner.name} has {total} {many}. {owner.He} gives {name} of them to {owner.his} "
+        f"{relative} "
         f"and then loses {lost}. How many {many} are left?"
     )
     steps += [
@@ -125,7 +137,8 @@ def library(rng: random.Random) -> Problem:
     borrowed = rng.randint(5, min(60, total - 1))
     returned = rng.randint(1, borrowed)
     question = (
-        f"A library has {shelves} shelves with {each} books on each shelf. People borrow {borrowed} "
+        f"A library has {shelves} shelves with {each} books on each shelf. People borrow "
+        f"{borrowed} "
         f"books and return {returned} of them. How many books are in the library now?"
     )
     out = total - borrowed
@@ -145,7 +158,8 @@ def packing(rng: random.Random) -> Problem:
     question = rng.choice(
         (
             f"A box holds {each} {many}. How many boxes are needed for {total} {many}?",
-            f"{person(rng).name} has {total} {many} and puts {each} into each bag. How many bags are "
+            f"{person(rng).name} has {total} {many} and puts {each} into each bag. How many bags "
+            "are "
             "filled?",
         )
     )

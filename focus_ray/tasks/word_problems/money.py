@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 
 from focus_ray.tasks.vocabulary import CONTAINERS, people, person, thing
-from focus_ray.tasks.wording import capitalize, join
 from focus_ray.tasks.word_problems.problem import Problem
+from focus_ray.tasks.wording import capitalize, join
 
 
 def _running_sum(parts: list[int], of_what: str) -> list[str]:
@@ -26,7 +26,9 @@ def shopping(rng: random.Random) -> Problem:
     items = [(thing(rng), rng.randint(2, 9), rng.randint(1, 15)) for _ in range(kinds)]
     each = rng.choice(("at ${} each", "for ${} each", "that cost ${} each"))
     bought = join([f"{count} {item.many} {each.format(price)}" for item, count, price in items])
-    question = rng.choice((f"{buyer.name} buys {bought}.", f"{buyer.name} goes to the shop and buys {bought}."))
+    question = rng.choice(
+        (f"{buyer.name} buys {bought}.", f"{buyer.name} goes to the shop and buys {bought}.")
+    )
     steps = []
     for item, count, price in items:
         said = rng.choice((f"The {item.many} cost", f"{capitalize(item.many)}:"))
@@ -82,7 +84,9 @@ def wages(rng: random.Random) -> Problem:
         f" {worker.He} spends ${spent} on {on_what} every week. "
         f"How much money does {worker.he} have left after one week?"
     )
-    steps.append(f"After spending {spent} dollars, {worker.he} has {total} - {spent} = {total - spent}.")
+    steps.append(
+        f"After spending {spent} dollars, {worker.he} has {total} - {spent} = {total - spent}."
+    )
     return Problem(question, steps, total - spent)
 
 
@@ -138,7 +142,8 @@ def selling_boxes(rng: random.Random) -> Problem:
     )
     packed = each * boxes
     question = (
-        f"{seller.name} has {packed + kept} {many}. {seller.He} keeps {kept} and puts the rest into "
+        f"{seller.name} has {packed + kept} {many}. {seller.He} keeps {kept} and puts the rest "
+        "into "
         f"{container.many} of {each}. {seller.He} sells each {container.one} for ${price}. "
         f"How much money does {seller.he} make?"
     )
@@ -161,7 +166,8 @@ def tickets(rng: random.Random) -> Problem:
         (
             f"Tickets for the {event} cost ${adult} for adults and ${child} for children. {adults} "
             f"adults and {children} children go. How much do the tickets cost in total?",
-            f"A {event} ticket is {adult} dollars for an adult and {child} dollars for a child. How "
+            f"A {event} ticket is {adult} dollars for an adult and {child} dollars for a child. "
+            "How "
             f"much do {adults} adults and {children} children pay together?",
         )
     )
@@ -182,8 +188,10 @@ def harvest(rng: random.Random) -> Problem:
     bad = rng.randint(1, total // 2)
     good = total - bad
     question = (
-        f"{farmer.name} has {trees} {fruit} trees. Each tree gives {each} kilograms of fruit. {bad} "
-        f"kilograms are bad and {farmer.he} sells the rest for ${price} per kilogram. How much money "
+        f"{farmer.name} has {trees} {fruit} trees. Each tree gives {each} kilograms of fruit. "
+        f"{bad} "
+        f"kilograms are bad and {farmer.he} sells the rest for ${price} per kilogram. How much "
+        "money "
         f"does {farmer.he} make?"
     )
     steps = [
@@ -199,12 +207,18 @@ def chores(rng: random.Random) -> Problem:
     worker = person(rng)
     jobs = ("washing a car", "mowing a lawn", "walking a dog", "cleaning a room", "raking leaves")
     first, second = rng.sample(jobs, 2)
-    x, pay_x, y, pay_y = rng.randint(2, 9), rng.randint(2, 12), rng.randint(2, 9), rng.randint(2, 12)
+    x, pay_x, y, pay_y = (
+        rng.randint(2, 9),
+        rng.randint(2, 12),
+        rng.randint(2, 9),
+        rng.randint(2, 12),
+    )
     total = x * pay_x + y * pay_y
     gift = rng.randint(1, total - 1)
     question = (
         f"{worker.name} earns ${pay_x} for {first} and ${pay_y} for {second}. {worker.He} does the "
-        f"first job {x} times and the second job {y} times. Then {worker.he} buys a gift for ${gift}. "
+        f"first job {x} times and the second job {y} times. Then {worker.he} buys a gift for "
+        f"${gift}. "
         "How much money is left?"
     )
     steps = [

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 
 from focus_ray.tasks.vocabulary import people, person, thing
-from focus_ray.tasks.wording import join
 from focus_ray.tasks.word_problems.problem import Problem
+from focus_ray.tasks.wording import join
 
 
 def _hours(count: int) -> str:
@@ -28,12 +28,15 @@ def trip(rng: random.Random) -> Problem:
         distance = fast * long
         question = rng.choice(
             (
-                f"A train travels at {fast} {unit} per hour for {_hours(long)}. How far does it go?",
+                f"A train travels at {fast} {unit} per hour for {_hours(long)}. How far does it "
+                "go?",
                 f"{driver.name} {verb} for {_hours(long)} at {fast} {unit} per hour. How many "
                 f"{unit} is that?",
             )
         )
-        return Problem(question, [f"The distance is {fast} * {long} = {distance} {unit}."], distance)
+        return Problem(
+            question, [f"The distance is {fast} * {long} = {distance} {unit}."], distance
+        )
     first, second = fast * long, slow * short
     gone = first + second
     question = (
@@ -46,7 +49,9 @@ def trip(rng: random.Random) -> Problem:
         f"Together that is {first} + {second} = {gone} {unit}.",
     ]
     if rng.random() < 0.6:
-        ask = rng.choice((f"How many {unit} is the whole trip?", f"How far does {driver.he} go in total?"))
+        ask = rng.choice(
+            (f"How many {unit} is the whole trip?", f"How far does {driver.he} go in total?")
+        )
         return Problem(f"{question} {ask}", steps, gone)
     left = rng.randint(5, 150)
     steps.append(f"There are {gone + left} - {gone} = {left} {unit} left.")
@@ -74,7 +79,9 @@ def ages(rng: random.Random) -> Problem:
     if draw < 0.7:
         total = x + y + z
         steps += [f"{a} and {b} are {x} + {y} = {x + y}.", f"The sum is {x + y} + {z} = {total}."]
-        ask = rng.choice(("What is the sum of their ages?", "How old are the three of them together?"))
+        ask = rng.choice(
+            ("What is the sum of their ages?", "How old are the three of them together?")
+        )
         return Problem(f"{question} {ask}", steps, total)
     later = rng.randint(2, 20)
     steps.append(f"In {later} years {c} will be {z} + {later} = {z + later}.")
@@ -102,14 +109,16 @@ def rectangle(rng: random.Random) -> Problem:
     if draw < 0.7:
         cost = half * 2 * price
         question = (
-            f"{owner.name} has a rectangular {place} that {shape}. A fence costs ${price} per meter. "
+            f"{owner.name} has a rectangular {place} that {shape}. A fence costs ${price} per "
+            "meter. "
             f"How much does it cost to put a fence around the {place}?"
         )
         steps = [*perimeter_steps, f"The fence costs {half * 2} * {price} = {cost} dollars."]
         return Problem(question, steps, cost)
     cover = rng.choice(("grass", "tiles", "carpet"))
     question = (
-        f"A rectangular {place} {shape}. {owner.name} covers it with {cover} that costs ${price} per "
+        f"A rectangular {place} {shape}. {owner.name} covers it with {cover} that costs ${price} "
+        "per "
         "square meter. What is the total cost?"
     )
     steps = [
@@ -132,7 +141,8 @@ def reading(rng: random.Random) -> Problem:
     left = new_pace * more_days
     pages = read + left
     question = (
-        f"{reader.name} is reading a book with {pages} pages. {reader.He} reads {pace} pages a day for "
+        f"{reader.name} is reading a book with {pages} pages. {reader.He} reads {pace} pages a "
+        "day for "
         f"{days} days."
     )
     steps = [
@@ -142,7 +152,8 @@ def reading(rng: random.Random) -> Problem:
     if rng.random() < 0.3:
         return Problem(f"{question} How many pages are left?", steps, left)
     question += (
-        f" After that {reader.he} reads {new_pace} pages a day. How many more days does {reader.he} "
+        f" After that {reader.he} reads {new_pace} pages a day. How many more days does "
+        f"{reader.he} "
         "need to finish the book?"
     )
     steps.append(f"That takes {left} / {new_pace} = {more_days} days.")
@@ -155,7 +166,8 @@ def tank(rng: random.Random) -> Problem:
     leak, minutes, start = rng.randint(1, flow - 1), rng.randint(2, 12), rng.randint(5, 80)
     gain = flow - leak
     question = (
-        f"A tank holds {start} liters of water. A pipe adds {flow} liters per minute and a leak loses "
+        f"A tank holds {start} liters of water. A pipe adds {flow} liters per minute and a leak "
+        "loses "
         f"{leak} liters per minute. How many liters are in the tank after {minutes} minutes?"
     )
     steps = [
@@ -174,7 +186,8 @@ def average(rng: random.Random) -> Problem:
     scores.append(mean * games - sum(scores))
     question = rng.choice(
         (
-            f"{player.name} scores {join([str(score) for score in scores])} points in {games} games. "
+            f"{player.name} scores {join([str(score) for score in scores])} points in {games} "
+            "games. "
             f"What is {player.his} average score?",
             f"What is the average of {join([str(score) for score in scores])}?",
         )
@@ -194,7 +207,8 @@ def machine(rng: random.Random) -> Problem:
     many = thing(rng).many
     good = made - broken
     question = (
-        f"A machine makes {made} {many} per hour. In each hour {broken} of them are broken. How many "
+        f"A machine makes {made} {many} per hour. In each hour {broken} of them are broken. How "
+        "many "
         f"good {many} does it make in {hours} hours?"
     )
     steps = [
@@ -223,9 +237,11 @@ def repeated(rng: random.Random) -> Problem:
     )
     question = rng.choice(
         (
-            f"{someone.name} {verb} {amount} {what} every {unit}. How many {what} is that in {times} "
+            f"{someone.name} {verb} {amount} {what} every {unit}. How many {what} is that in "
+            f"{times} "
             f"{units}?",
-            f"Every {unit} {someone.name} {verb} {amount} {what}. How many {what} after {times} {units}?",
+            f"Every {unit} {someone.name} {verb} {amount} {what}. How many {what} after {times} "
+            f"{units}?",
         )
     )
     step = f"In {times} {units} that is {amount} * {times} = {total} {what}."

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from focus_ray.tasks.vocabulary import CONTAINERS, Noun, Person, people, thing
-from focus_ray.tasks.wording import capitalize, join
 from focus_ray.tasks.word_problems.problem import Problem
+from focus_ray.tasks.wording import capitalize, join
 
 
 class Event(NamedTuple):
@@ -149,7 +149,9 @@ def _loses(rng: random.Random, tell: Telling, count: int) -> Event:
         )
     )
     verb = tell.verb(present, past)
-    clause = rng.choice((f"{verb} {lost} of them", f"{verb} {lost}", f"{verb} {lost} {tell.things.many}"))
+    clause = rng.choice(
+        (f"{verb} {lost} of them", f"{verb} {lost}", f"{verb} {lost} {tell.things.many}")
+    )
     left = count - lost
     step = rng.choice(
         (
