@@ -2,7 +2,7 @@
 
 Muon: Keller Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024. It is
 momentum, then the nearest orthogonal matrix by five steps of a quintic Newton-Schulz iteration
-whose coefficients are the published ones. Matrices of one shape are stacked, so a step is a few products.
+whose coefficients are the published ones. Matrices of one shape are stacked.
 """
 
 from __future__ import annotations
