@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from chat import END_OF_TEXT
+from chat import END_OF_TEXT, special_id
 from packing import chat_documents, pack, text_documents
 from tokenizers import Tokenizer
 
@@ -36,7 +36,7 @@ def main() -> None:
     args = parser.parse_args()
 
     tokenizer = Tokenizer.from_file(str(args.tokenizer))
-    fill = tokenizer.token_to_id(END_OF_TEXT)
+    fill = special_id(tokenizer, END_OF_TEXT)
     index = args.worker
     while True:
         seed = args.seed * 1_000_003 + index
@@ -47,7 +47,7 @@ def main() -> None:
             documents = chat_documents(seed, tokenizer)
         arrays = pack(documents, args.rows, fill)
         unfinished = args.out / f"unfinished-{index}.npz"
-        np.savez(unfinished, **arrays)
+        np.savez(unfinished, allow_pickle=False, **arrays)
         unfinished.rename(args.out / f"shard-{index}.npz")
         index += args.workers
         while sum(1 for _ in args.out.glob("shard-*.npz")) > MAX_FILES:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 import paths  # noqa: F401  (puts the repository on sys.path)
-from chat import END_OF_TEXT, END_OF_TURN, chat_text
+from chat import END_OF_TEXT, END_OF_TURN, chat_text, special_id
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
@@ -107,7 +107,7 @@ def draw_block(rng: random.Random) -> int:
 def chat_documents(seed: int, tokenizer: Tokenizer) -> Iterator[Document]:
     """Conversations, padded with end-of-text to whole blocks; the last answer is learnt."""
     rng = random.Random(seed)
-    fill, end = tokenizer.token_to_id(END_OF_TEXT), tokenizer.token_to_id(END_OF_TURN)
+    fill, end = special_id(tokenizer, END_OF_TEXT), special_id(tokenizer, END_OF_TURN)
     tasks = training_conversations(seed)
     while True:
         batch = [next(tasks) for _ in range(256)]

@@ -143,7 +143,7 @@ class Trainer:
         rows = settings.diffusion_rows if diffusion else settings.causal_rows
         batch = pool.batch(rows)
         loss, plain, accuracy = self.loss(self.problem(batch, diffusion), settings.dense)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self.optimizer.step(rate, self.progress.num_steps)
         self.progress.num_steps += 1
         self.progress.diffusion_steps += diffusion
@@ -168,9 +168,12 @@ class Trainer:
             problem = problem._replace(weights=only_first)
             flex_loss, flex_grads = self._loss_and_gradients(problem, dense=False)
             first_row = Problem(
-                *(part[:1] for part in problem[:2]),
-                KeyRanges(*(bound[:1] for bound in problem.ranges)),
-                *(part[:1] for part in problem[3:]),
+                ids=problem.ids[:1],
+                positions=problem.positions[:1],
+                ranges=KeyRanges(*(bound[:1] for bound in problem.ranges)),
+                targets=problem.targets[:1],
+                weights=problem.weights[:1],
+                counted=problem.counted[:1],
             )
             dense_loss, dense_grads = self._loss_and_gradients(first_row, dense=True)
             apart = abs(flex_loss - dense_loss) / dense_loss
@@ -189,7 +192,7 @@ class Trainer:
 
     def _loss_and_gradients(self, problem: Problem, dense: bool) -> tuple[float, list[Tensor]]:
         loss, _, _ = self.loss(problem, dense)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         layers = [self.model.model.layers[0], self.model.model.layers[-1]]
         gradients = [
             parameter.grad.clone()

@@ -66,7 +66,7 @@ class Noun(NamedTuple):
     one: str
     many: str
 
-    def count(self, n: int) -> str:
+    def counted(self, n: int) -> str:
         """``"1 apple"``, ``"7 apples"``."""
         return f"{n} {self.one if n == 1 else self.many}"
 

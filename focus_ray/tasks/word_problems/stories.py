@@ -25,7 +25,7 @@ class Event(NamedTuple):
 
     clause: str
     steps: list[str]
-    count: int
+    total: int
     own_subject: bool = False
 
 
@@ -220,7 +220,7 @@ def _possible(count: int) -> list[Draw]:
 
 
 def _opening(rng: random.Random, tell: Telling, count: int) -> str:
-    pile, subject = tell.things.count(count), tell.subject
+    pile, subject = tell.things.counted(count), tell.subject
     if tell.first_person:
         return rng.choice((f"I had {pile}.", f"I started with {pile}."))
     if tell.past:
@@ -296,7 +296,7 @@ def _happenings(
         draw = rng.choice([draw for draw in _possible(count) if draw is not last])
         event = draw(rng, tell, count)
         events.append(event)
-        count, last = event.count, draw
+        count, last = event.total, draw
     return events, count
 
 
@@ -311,8 +311,8 @@ def pile_story(rng: random.Random) -> Problem:
     start = rng.choice(
         (
             f"{tell.solver_subject} {'start' if first_person else 'starts'} with "
-            f"{tell.things.count(count)}.",
-            f"At first there are {tell.things.count(count)}."
+            f"{tell.things.counted(count)}.",
+            f"At first there are {tell.things.counted(count)}."
             if count != 1
             else "At first there is 1.",
         )
@@ -335,7 +335,7 @@ def two_piles(rng: random.Random) -> Problem:
         tell = Telling(owner, things, past, False, friends)
         count = rng.randint(3, 40)
         sentences.append(_opening(rng, tell, count))
-        steps.append(f"{owner.name} starts with {things.count(count)}.")
+        steps.append(f"{owner.name} starts with {things.counted(count)}.")
         events, count = _happenings(rng, tell, count, rng.randint(1, 2))
         sentences += _sentences(rng, tell, events)
         steps += [step for event in events for step in event.steps]
