@@ -29,7 +29,7 @@ DECAY_SHARE = 0.6
 """Last share of the diffusion phase in which the learning rate falls to zero."""
 WARM_STEPS = 100
 CHECK_STEPS = 60
-"""Steps before the check: with the zero output matrices of a fresh model attention has no effect."""
+"""Steps before the check: attention has no effect through a fresh model's zero output matrices."""
 SAVE_EVERY_S = 100.0
 REPORT_EVERY = 100
 LOSS_LIMIT = (300, 5.5)
