@@ -7,12 +7,15 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, cast
 
 from focus_ray.errors import FocusRayError
 
@@ -20,12 +23,14 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from focus_ray.serve.args import ServeArgs
+    from focus_ray.serve.messages import ModelInfo
     from focus_ray.serve.replica import EngineFactory
 
 # Chunks of text travel inline; the store only has to exist.
 OBJECT_STORE_BYTES = 128 * 2**20
 # Ray's sockets lie some 70 characters below its folder, and a socket's path ends at 107.
 MAX_TEMP_DIR_CHARS = 40
+SIGNAL_PERIOD_S = 0.1
 
 
 class StartFailed(FocusRayError):
@@ -82,15 +87,35 @@ class LocalServer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._tell("stopping")
         self._cleanup.close()
 
-    def trouble(self) -> str | None:
-        """Why the engine does not serve at the moment; None if it does."""
+    @property
+    def url(self) -> str:
+        """Where clients on this machine reach the server."""
+        anywhere = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
+        return f"http://{anywhere.get(self._host, self._host)}:{self._port}"
+
+    def describe(self) -> ModelInfo:
+        """What is served."""
         from ray import serve
 
         from focus_ray.serve.app import APP_NAME, ENGINE_DEPLOYMENT
 
-        engine = serve.status().applications[APP_NAME].deployments[ENGINE_DEPLOYMENT]
+        engine = serve.get_deployment_handle(ENGINE_DEPLOYMENT, APP_NAME)
+        return cast("ModelInfo", engine.describe.remote().result())
+
+    def trouble(self) -> str | None:
+        """Why the engine does not serve at the moment; None if it does."""
+        from ray import serve
+        from ray.exceptions import RayError
+
+        from focus_ray.serve.app import APP_NAME, ENGINE_DEPLOYMENT
+
+        try:
+            engine = serve.status().applications[APP_NAME].deployments[ENGINE_DEPLOYMENT]
+        except (RayError, KeyError) as error:
+            return f"Ray Serve does not say how the engine is: {error}"
         return None if engine.status == "HEALTHY" else reason_of(engine.message)
 
     def _start_ray(self) -> None:
@@ -101,20 +126,29 @@ class LocalServer:
                 os.environ.setdefault(name, value)
         import ray
 
-        logging.getLogger("ray").setLevel(logging.WARNING)
-        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        logging.getLogger("ray").setLevel(logging.ERROR)
+        # Ray's processes die with the thread that starts them, so this one lives to the end. It is
+        # not the main one, because half a start cannot be undone: a signal that interrupts us here
+        # finds the other half waited for.
+        starter = self._cleanup.enter_context(ThreadPoolExecutor(1))
         self._cleanup.callback(ray.shutdown)
         # Ray puts the driver's folder at the front of every worker's path. In a checkout of this
         # project that would hide the package `kernels` which transformers looks for.
         with contextlib.chdir(temp_dir):
-            ray.init(
+            start = starter.submit(
+                ray.init,
                 address="local",
                 include_dashboard=self._dashboard,
                 log_to_driver=False,
-                logging_level=logging.WARNING,
+                logging_level=logging.ERROR,
                 object_store_memory=OBJECT_STORE_BYTES,
                 _temp_dir=str(temp_dir),
             )
+            self._cleanup.callback(wait, [start])
+            while not start.done():
+                wait([start], timeout=SIGNAL_PERIOD_S)
+                _take_back_sigterm()
+            start.result()
 
     def _start_application(self) -> None:
         from ray import serve
@@ -124,6 +158,7 @@ class LocalServer:
         from focus_ray.serve.replica import start_engine
 
         self._tell("starting Ray Serve")
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)  # importing it set INFO
         quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
         serve.start(
             proxy_location="HeadOnly",
@@ -183,6 +218,12 @@ def reason_of(message: str) -> str:
     if not frames or not colon or not name.replace(".", "").isidentifier():
         return "\n".join(rest[start:])
     return f"{name.rpartition('.')[2]}: {words}"
+
+
+def _take_back_sigterm() -> None:
+    """Ray's core puts a handler of its own, which aborts the process, in the program's place."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
 
 
 @contextlib.contextmanager

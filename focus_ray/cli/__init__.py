@@ -1,0 +1,38 @@
+"""The ``focus-ray`` command. Each subcommand loads what it needs when it runs, not before."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from focus_ray import __version__
+from focus_ray.cli.chat import chat
+from focus_ray.cli.doctor import doctor
+from focus_ray.cli.generate import generate
+from focus_ray.cli.serve import serve
+
+app = typer.Typer(
+    help="Serve block-diffusion language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (serve, chat, generate, doctor):
+    app.command()(command)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Version.")
+    ] = False,
+) -> None:
+    """Serve block-diffusion language models."""

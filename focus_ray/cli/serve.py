@@ -1,0 +1,142 @@
+"""``focus-ray serve``: Ray, Ray Serve and the engine on this machine, until told to stop."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Self
+
+import typer
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from focus_ray.cli.engine_flags import engine_flags, errors_in_words, located
+from focus_ray.cli.signals import until_stopped
+from focus_ray.config import DEFAULT_MODEL, EngineConfig
+
+if TYPE_CHECKING:
+    from focus_ray.serve.local import LocalServer
+
+WATCH_PERIOD_S = 3.0
+
+
+@engine_flags
+def serve(
+    engine: EngineConfig,
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="Bundled name, local directory in Hugging Face layout, or hub id.",
+            show_default=DEFAULT_MODEL,
+        ),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
+    served_model_name: Annotated[
+        list[str] | None, typer.Option(help="Name in the API; may be repeated.")
+    ] = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option(envvar="FOCUS_RAY_API_KEY", help="Ask clients for this bearer token."),
+    ] = None,
+    ray_dashboard: Annotated[
+        bool, typer.Option("--ray-dashboard", help="Start Ray's dashboard too.")
+    ] = False,
+    ray_temp_dir: Annotated[
+        Path | None,
+        typer.Option(help="Keep Ray's logs here; default: a folder that is deleted at the end."),
+    ] = None,
+) -> None:
+    """Serve a model over HTTP, in the shape of the OpenAI API."""
+    console = Console(highlight=False)
+    stages = Stages(console)
+    with errors_in_words(), until_stopped(), stages:
+        from focus_ray.serve.args import ServeArgs
+        from focus_ray.serve.local import LocalServer
+
+        stages.tell("looking for the model")
+        config = located(engine, model)
+        args = ServeArgs(
+            engine=config,
+            served_model_name=tuple(served_model_name or [model or config.model]),
+            api_key=api_key,
+            max_start_attempts=1,
+        )
+        with LocalServer(
+            args, host, port, dashboard=ray_dashboard, temp_dir=ray_temp_dir, tell=stages.tell
+        ) as server:
+            stages.stop()
+            console.print(
+                f"[bold green]serving[/] {args.served_model_name[0]} at {server.url} "
+                f"after {stages.elapsed_s:.0f} s; Ctrl-C stops\n"
+                f"docs {server.url}/docs, metrics {server.url}/metrics\n\ntry:",
+                soft_wrap=True,
+            )
+            console.print(example(server, bool(api_key)), markup=False, soft_wrap=True)
+            watch(console, server)
+    console.print("stopped")
+
+
+class Stages:
+    """Shows what is being waited for: a spinner in a terminal, a line per stage elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._started = time.monotonic()
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+        )
+        self._task = self._progress.add_task("starting", total=None)
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def tell(self, stage: str) -> None:
+        self._progress.update(self._task, description=stage)
+        if not self._progress.live.is_started:
+            self._console.print(f"[{self.elapsed_s:5.1f} s] {stage}", markup=False)
+
+    def stop(self) -> None:
+        if self._progress.live.is_started:
+            self._progress.stop()
+
+    @property
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self._started
+
+
+def example(server: LocalServer, with_key: bool) -> str:
+    """A command that works against this server as it stands."""
+    info = server.describe()
+    path, body = "completions", '{"prompt": [1, 2, 3], "return_token_ids": true}'
+    if info.has_chat_template:
+        path = "chat/completions"
+        body = '{"messages": [{"role": "user", "content": "What is 17 + 25?"}]}'
+    elif info.has_tokenizer:
+        body = '{"prompt": "17 + 25 =", "max_tokens": 32}'
+    key = ' -H "Authorization: Bearer $FOCUS_RAY_API_KEY"' if with_key else ""
+    json_type = "-H 'Content-Type: application/json'"
+    return f"  curl {server.url}/v1/{path} {json_type}{key} -d '{body}'"
+
+
+def watch(console: Console, server: LocalServer) -> None:
+    """Report when the engine stops serving and when it serves again; a signal ends it."""
+    last: str | None = None
+    while True:
+        time.sleep(WATCH_PERIOD_S)
+        trouble = server.trouble()
+        if trouble and trouble != last:
+            console.print("[red]not serving:[/]", end=" ")
+            console.print(trouble, markup=False, soft_wrap=True)
+        elif last and not trouble:
+            console.print("[green]serving again[/]")
+        last = trouble
