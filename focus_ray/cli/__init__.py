@@ -17,6 +17,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_show_locals=False,
+    rich_markup_mode=None,  # its tables cut long flags short in 80 columns
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (serve, chat, generate, doctor):

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import typer
+from pydantic import Field
 from rich.console import Console
 
 from focus_ray.cli.options import flags_of
@@ -20,12 +21,23 @@ if TYPE_CHECKING:
 # For analysis in Python, where the trace can be read.
 NOT_FLAGS = {"model", "record_trace"}
 SAMPLING_FLAGS = (
-    *("max_tokens", "min_tokens", "temperature", "top_p", "top_k", "min_p"),
+    *("max_tokens", "min_tokens", "temperature", "top_p", "top_k", "min_p", "seed"),
     *("stop", "ignore_eos", "unmasking", "confidence_threshold", "denoising_steps"),
 )
 
+
+class CommandSampling(SamplingParams):
+    """Sampling of the one request of a command."""
+
+    max_tokens: int | None = Field(
+        None, ge=1, description="Most tokens to emit; default: what is left of the context."
+    )
+
+
 engine_flags = flags_of(
-    EngineConfig, "engine", [name for name in EngineConfig.model_fields if name not in NOT_FLAGS]
+    EngineConfig,
+    "engine",
+    [name for name in EngineConfig.model_fields if name not in NOT_FLAGS],
 )
 # Chat and generate have the unmasking flags once, as the request's: there is one request.
 light_engine_flags = flags_of(
@@ -37,7 +49,7 @@ light_engine_flags = flags_of(
         if name not in NOT_FLAGS and name not in SamplingParams.model_fields
     ],
 )
-sampling_flags = flags_of(SamplingParams, "sampling", SAMPLING_FLAGS)
+sampling_flags = flags_of(CommandSampling, "sampling", SAMPLING_FLAGS)
 
 errors = Console(stderr=True)
 

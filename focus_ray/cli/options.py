@@ -42,7 +42,7 @@ def flags_of(
                 name,
                 inspect.Parameter.KEYWORD_ONLY,
                 default=None,
-                annotation=_annotation(name, field, model.__name__),
+                annotation=_annotation(name, field),
             )
             for name, field in fields.items()
         ]
@@ -75,9 +75,9 @@ def _is_given(value: Any) -> bool:
     return value is not None and value != []
 
 
-def _annotation(name: str, field: FieldInfo, panel: str) -> Any:
+def _annotation(name: str, field: FieldInfo) -> Any:
     """``Annotated[type | None, typer.Option(...)]``; lists for tuples, as flags repeat."""
-    kind = field.annotation
+    kind: Any = field.annotation
     choices = [part for part in get_args(kind) if part is not type(None)]
     optional = type(None) in get_args(kind)
     if optional and len(choices) == 1:
@@ -90,13 +90,7 @@ def _annotation(name: str, field: FieldInfo, panel: str) -> Any:
     if kind is bool:
         flag = f"{flag}/--no-{name.replace('_', '-')}"
     default = field.get_default(call_default_factory=True)
-    shown = not (default is None or default == () or (kind is bool and default is False))
-    return Annotated[
-        kind | None,
-        typer.Option(
-            flag,
-            help=field.description,
-            show_default=str(default) if shown else False,
-            rich_help_panel=f"{panel.removesuffix('Config').removesuffix('Params')} options",
-        ),
-    ]
+    help_text = field.description or ""
+    if default is not None and default != ():
+        help_text += f" Default: {default}."
+    return Annotated[kind | None, typer.Option(flag, help=help_text, show_default=False)]

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, cast
 
-from focus_ray.errors import FocusRayError
+from focus_ray.errors import CheckpointError, FocusRayError
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -31,6 +31,8 @@ OBJECT_STORE_BYTES = 128 * 2**20
 # Ray's sockets lie some 70 characters below its folder, and a socket's path ends at 107.
 MAX_TEMP_DIR_CHARS = 40
 SIGNAL_PERIOD_S = 0.1
+# Their messages were written for users and need no name in front.
+ERRORS_IN_WORDS = {CheckpointError.__name__, ValueError.__name__}
 
 
 class StartFailed(FocusRayError):
@@ -166,11 +168,28 @@ class LocalServer:
             logging_config=quiet,
         )
         self._tell(f"loading {self._args.engine.model}")
+        self._refuse_missing_resources()
         application = build_with(self._args, self._engine_factory or start_engine)
         try:
             serve.run(application, name=APP_NAME, logging_config=quiet)
         except RuntimeError as error:
             raise StartFailed(self.trouble() or str(error)) from None
+
+    def _refuse_missing_resources(self) -> None:
+        """Ray would wait for them, but nobody will plug them in."""
+        import ray
+
+        from focus_ray.serve.app import placed
+
+        here = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        needed = placed(self._args, here)[1]
+        for name, resource in (("num_cpus", "CPU"), ("num_gpus", "GPU")):
+            wanted, found = needed[name] * self._args.num_replicas, here.get(resource, 0.0)
+            if wanted > found:
+                raise StartFailed(
+                    f"{self._args.num_replicas} engine(s) with {name}={needed[name]:g} need "
+                    f"{wanted:g} {resource}s, Ray sees {found:g} here; 'focus-ray doctor' says more"
+                )
 
 
 def environment() -> dict[str, str]:
@@ -207,8 +226,8 @@ def refuse_taken_port(host: str, port: int) -> None:
 def reason_of(message: str) -> str:
     """The exception at the end of the tracebacks that Serve reports.
 
-    >>> reason_of('Error:\\n  File "a.py", line 1\\n    f()\\npkg.BadModel: no weights')
-    'BadModel: no weights'
+    >>> reason_of('Error:\\n  File "a.py", line 1\\n    f()\\nOSError: disk full')
+    'OSError: disk full'
     """
     lines = message.strip().splitlines()
     frames = [number for number, line in enumerate(lines) if line.startswith('  File "')]
@@ -217,7 +236,8 @@ def reason_of(message: str) -> str:
     name, colon, words = "\n".join(rest[start:]).partition(": ")
     if not frames or not colon or not name.replace(".", "").isidentifier():
         return "\n".join(rest[start:])
-    return f"{name.rpartition('.')[2]}: {words}"
+    name = name.rpartition(".")[2]
+    return words if name in ERRORS_IN_WORDS else f"{name}: {words}"
 
 
 def _take_back_sigterm() -> None:
