@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import paths  # noqa: F401  (puts the repository on sys.path)
 from chat import END_OF_TEXT, special_id
 from packing import chat_documents, pack, text_documents
 from tokenizers import Tokenizer

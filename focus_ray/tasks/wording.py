@@ -84,11 +84,11 @@ def vary_step(rng: random.Random, step: str) -> str:
     """
     if rng.random() < 0.35:
         step = _vary_equation(rng, step)
-    if rng.random() < 0.6:
+    if rng.random() < 0.5:
         first = step.split(" ", 1)[0].strip(",.:")
         lowered = step[0].lower() + step[1:] if first in _SENTENCE_STARTS else step
         step = rng.choice(_OPENINGS) + lowered
-    if rng.random() < 0.3 and step.endswith("."):
+    if rng.random() < 0.15 and step.endswith("."):
         step = step[:-1] + rng.choice(_ENDINGS)
     return step
 
