@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
+import sys
 import threading
 import time
 from collections.abc import AsyncGenerator, Iterator
@@ -24,6 +27,9 @@ from focus_ray.engine.outputs import (
 from focus_ray.errors import EngineDead, EngineOverloaded, RequestRejected
 from focus_ray.serve.ingress import IngressSettings, create_app
 from focus_ray.serve.replica import Replica
+
+# Ray reads it when it is imported; its ports are this machine's own here.
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 
 VOCAB_SIZE = 0x3000
 MAX_MODEL_LEN = 256
@@ -121,6 +127,8 @@ class FakeEngine:
             raise RequestRejected("max_tokens does not fit", "max_tokens")
         if "overloaded" in prompt:
             raise EngineOverloaded("the queue is full", retry_after_s=2.5)
+        if "kill the process" in prompt:
+            os._exit(1)
         if "bug" in prompt:
             raise RuntimeError("a secret of the inside")
         if "dead" in prompt or self.dead:
@@ -215,3 +223,19 @@ def tokenless_server() -> Iterator[Server]:
 def locked_server() -> Iterator[Server]:
     """Needs a key and reads short bodies only."""
     yield from serving(FakeEngine(), api_key="sesame", max_body_bytes=1000)
+
+
+@pytest.fixture(scope="package")
+def fake_engine_factory():
+    """Makes fake engines in Ray's processes too, which cannot import this file."""
+    import ray
+
+    ray.cloudpickle.register_pickle_by_value(sys.modules[FakeEngine.__module__])
+    return lambda config: FakeEngine()
+
+
+@pytest.fixture(scope="package")
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

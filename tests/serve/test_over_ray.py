@@ -1,0 +1,209 @@
+"""The routes over a scripted engine in another process, through a real Ray Serve."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import tempfile
+import time
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+
+from focus_ray.config import EngineConfig
+from focus_ray.serve.args import ServeArgs
+from focus_ray.serve.local import LocalServer, StartFailed, reason_of, refuse_taken_port
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture(scope="module")
+def temp_dir():
+    """Ray's sockets need a short path, so not pytest's own."""
+    folder = tempfile.mkdtemp(prefix="fr-", dir="/tmp")
+    yield Path(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def local(fake_engine_factory, free_port, temp_dir):
+    args = ServeArgs(served_model_name=("fake",), engine=EngineConfig(max_num_seqs=4))
+    stages: list[str] = []
+    with LocalServer(
+        args,
+        "127.0.0.1",
+        free_port,
+        temp_dir=temp_dir,
+        tell=stages.append,
+        engine_factory=fake_engine_factory,
+    ) as server:
+        assert stages == ["starting Ray", "starting Ray Serve", "loading sdar-tiny"]
+        yield server
+    assert not processes_of(temp_dir)
+
+
+def processes_of(folder):
+    """Command lines that mention Ray's folder."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = entry.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if str(folder) in command and entry.parent.name != str(os.getpid()):
+            found.append(command)
+    return found
+
+
+def complete(local, prompt, **options):
+    body = {"prompt": prompt, **options}
+    return httpx.post(f"{local.url}/v1/completions", json=body, timeout=30)
+
+
+def gauge(local, name):
+    text = httpx.get(f"{local.url}/metrics", timeout=30).text
+    line = next(x for x in text.splitlines() if x.startswith(f"focus_ray:{name}{{"))
+    return float(line.rpartition(" ")[2])
+
+
+def wait_until(condition, timeout_s):
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def test_official_client(local):
+    client = openai.OpenAI(base_url=f"{local.url}/v1", api_key="unused", max_retries=0)
+    assert [model.id for model in client.models.list()] == ["fake"]
+    assert client.completions.create(model="fake", prompt="abc").choices[0].text == "abc"
+    stream = client.chat.completions.create(
+        model="fake", messages=[{"role": "user", "content": "hi"}], stream=True
+    )
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+    assert text == "<user>hi<assistant>"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "status", "param", "retry_after"),
+    [
+        pytest.param("overloaded", 429, None, "3", id="overload keeps its delay"),
+        pytest.param("x" * 300, 400, "prompt", None, id="refusal keeps its field"),
+        pytest.param("dead", 503, None, "10", id="death"),
+        pytest.param("bug", 500, None, None, id="unforeseen"),
+    ],
+)
+def test_errors_cross_the_process_boundary(local, prompt, status, param, retry_after):
+    response = complete(local, prompt)
+    assert response.status_code == status
+    error = response.json()["error"]
+    assert error["param"] == param
+    assert response.headers.get("Retry-After") == retry_after
+    assert "Traceback" not in error["message"]
+    assert "\n" not in error["message"]
+
+
+def test_death_in_midstream_is_the_last_event(local):
+    response = complete(local, "it dies midway", stream=True)
+    assert response.text.rstrip().endswith('"code":"engine_dead"}}')
+
+
+def test_tokenize_refusals_cross_too(local):
+    response = httpx.post(f"{local.url}/detokenize", json={"tokens": [10**6]}, timeout=30)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "tokens"
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_leaving_aborts(local, stream):
+    assert gauge(local, "num_requests_running") == 0
+    body = {"prompt": "forever", "max_tokens": 249, "n": 8, "stream": stream}
+    raw = httpx.Request("POST", f"{local.url}/v1/completions", json=body)
+    with socket.create_connection((raw.url.host, raw.url.port)) as connection:
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: t\r\nContent-Length: {len(raw.content)}\r\n"
+        connection.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + raw.content)
+        wait_until(lambda: gauge(local, "num_requests_running") == 1, 10)
+        steps = gauge(local, "denoising_steps_total")
+    wait_until(lambda: gauge(local, "num_requests_running") == 0, 10)
+    # A whole answer takes 63 steps.
+    assert gauge(local, "denoising_steps_total") - steps < 40
+
+
+def test_metrics_name_the_replica(local):
+    text = httpx.get(f"{local.url}/metrics", timeout=30).text
+    assert 'focus_ray:num_requests_running{model_name="fake",replica="' in text
+
+
+def test_workers_do_not_see_the_working_directory(local):
+    """A checkout on their path would hide the package ``kernels`` that transformers looks for."""
+    import ray
+
+    @ray.remote(num_cpus=0)
+    def path_of_worker():
+        import sys
+
+        return sys.path
+
+    path = ray.get(path_of_worker.remote())
+    assert os.getcwd() not in path
+    assert "" not in path
+
+
+def test_a_killed_engine_is_replaced(local):
+    """Last of those that share the server: it takes some seconds to be back."""
+    assert httpx.get(f"{local.url}/health", timeout=30).status_code == 200
+    response = complete(local, "kill the process")
+    assert response.status_code == 503
+    assert response.json()["error"]["code"] == "engine_dead"
+
+    def is_back():
+        return httpx.get(f"{local.url}/health", timeout=30).status_code == 200
+
+    wait_until(is_back, 60)
+    assert complete(local, "abc").json()["choices"][0]["text"] == "abc"
+    wait_until(lambda: local.trouble() is None, 30)
+
+
+def test_a_taken_port_is_found_before_ray_starts():
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(StartFailed, match=f"127.0.0.1:{port}.*--port"):
+            refuse_taken_port("127.0.0.1", port)
+    refuse_taken_port("127.0.0.1", port)
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        pytest.param(
+            "The deployment failed to start 1 times in a row. Error:\n"
+            "ray::Replica.initialize() (pid=1)\n"
+            '  File "replica.py", line 1, in initialize\n'
+            "    raise RuntimeError(traceback.format_exc()) from None\n"
+            "RuntimeError: Traceback (most recent call last):\n"
+            '  File "loading.py", line 4, in load\n'
+            '    raise CheckpointError("no weights")\n'
+            "           ^^^^^^^^^^\n"
+            "focus_ray.errors.CheckpointError: no weights: a, b\n"
+            "and c",
+            "no weights: a, b\nand c",
+            id="ours, in its words",
+        ),
+        pytest.param(
+            'Error:\n  File "a.py", line 1, in f\n    f()\ntorch.OutOfMemoryError: 8 GiB wanted',
+            "OutOfMemoryError: 8 GiB wanted",
+            id="another's, with its name",
+        ),
+        pytest.param("The actor died: OOM", "The actor died: OOM", id="no traceback"),
+        pytest.param(
+            'Error:\n  File "a.py", line 1\n    f()\nKeyError', "KeyError", id="without words"
+        ),
+    ],
+)
+def test_reason_of(message, reason):
+    assert reason_of(message) == reason
