@@ -70,7 +70,7 @@ class LocalServer:
         self._host = host
         self._port = port
         self._dashboard = dashboard
-        self._temp_dir = temp_dir
+        self._temp_dir = temp_dir and temp_dir.absolute()
         self._tell = tell
         self._engine_factory = engine_factory
         self._cleanup = contextlib.ExitStack()
@@ -123,6 +123,7 @@ class LocalServer:
     def _start_ray(self) -> None:
         self._tell("starting Ray")
         temp_dir = self._temp_dir or self._cleanup.enter_context(_short_temp_dir())
+        temp_dir.mkdir(parents=True, exist_ok=True)
         if "ray" not in sys.modules:  # it reads some of these when it is imported
             for name, value in environment().items():
                 os.environ.setdefault(name, value)
@@ -150,7 +151,12 @@ class LocalServer:
             while not start.done():
                 wait([start], timeout=SIGNAL_PERIOD_S)
                 _take_back_sigterm()
-            start.result()
+            try:
+                start.result()
+            except (
+                Exception
+            ) as error:  # whatever keeps Ray from starting, its words are all there is
+                raise StartFailed(f"Ray did not start: {error}") from error
 
     def _start_application(self) -> None:
         from ray import serve

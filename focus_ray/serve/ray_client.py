@@ -13,6 +13,7 @@ from ray.serve.exceptions import (
     BackPressureError,
     DeploymentUnavailableError,
     ReplicaUnavailableError,
+    RequestCancelledError,
 )
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
@@ -22,6 +23,13 @@ from focus_ray.serve.metrics import merge_families
 
 # A replica's own answer, "my engine does not answer", should come before we give up on it.
 REPLICA_GRACE_S = 1.0
+# The replica died, is being stopped, or never came up.
+GONE = (
+    RayActorError,
+    DeploymentUnavailableError,
+    ReplicaUnavailableError,
+    RequestCancelledError,
+)
 
 
 class RayEngineClient:
@@ -99,7 +107,7 @@ def own_errors() -> Iterator[None]:
         raise
     except BackPressureError as error:
         raise EngineOverloaded(str(error), error.retry_after_s or 1.0) from error
-    except (RayActorError, DeploymentUnavailableError, ReplicaUnavailableError) as error:
+    except GONE as error:
         raise EngineDead(
             "the engine's process ended; a new one is started, try again soon"
         ) from error

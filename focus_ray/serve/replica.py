@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, Protocol, cast
 
 from prometheus_client import Metric
@@ -28,6 +29,9 @@ from focus_ray.serve.messages import (
     TokenText,
 )
 from focus_ray.serve.metrics import ReplicaMetrics
+
+# JSON has no -inf; OpenAI writes this for tokens that cannot be.
+MIN_LOGPROB = -9999.0
 
 
 class TokenizerFace(Protocol):
@@ -194,8 +198,11 @@ class Replica:
         )
 
     def _with_text(self, token: TokenLogprob) -> TokenText:
-        top = tuple(TokenText(id_, self._token_text(id_), logprob) for id_, logprob in token.top)
-        return TokenText(token.token_id, self._token_text(token.token_id), token.logprob, top)
+        top = tuple(self._token(token_id, logprob) for token_id, logprob in token.top)
+        return replace(self._token(token.token_id, token.logprob), top=top)
+
+    def _token(self, token_id: int, logprob: float) -> TokenText:
+        return TokenText(token_id, self._token_text(token_id), max(logprob, MIN_LOGPROB))
 
     def _token_text(self, token_id: int) -> str:
         tokenizer = self._engine.tokenizer

@@ -131,6 +131,8 @@ class FakeEngine:
             os._exit(1)
         if "bug" in prompt:
             raise RuntimeError("a secret of the inside")
+        if "die for good" in prompt:
+            self.dead = True
         if "dead" in prompt or self.dead:
             raise EngineDead("the engine stopped")
 

@@ -76,6 +76,14 @@ def wait_until(condition, timeout_s):
         time.sleep(0.05)
 
 
+def test_what_keeps_ray_from_starting_is_said(free_port, temp_dir):
+    """First, while no Ray runs in this process."""
+    too_long = temp_dir / ("x" * 100)
+    server = LocalServer(ServeArgs(), "127.0.0.1", free_port, temp_dir=too_long)
+    with pytest.raises(StartFailed, match=r"Ray did not start: .*length"), server:
+        raise AssertionError("it started")
+
+
 def test_official_client(local):
     client = openai.OpenAI(base_url=f"{local.url}/v1", api_key="unused", max_retries=0)
     assert [model.id for model in client.models.list()] == ["fake"]
@@ -152,17 +160,25 @@ def test_workers_do_not_see_the_working_directory(local):
     assert "" not in path
 
 
-def test_a_killed_engine_is_replaced(local):
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        pytest.param("kill the process", id="its process is gone"),
+        pytest.param("die for good", id="its step thread is gone"),
+    ],
+)
+def test_a_dead_engine_is_replaced(local, prompt):
     """Last of those that share the server: it takes some seconds to be back."""
-    assert httpx.get(f"{local.url}/health", timeout=30).status_code == 200
-    response = complete(local, "kill the process")
+
+    def health():
+        return httpx.get(f"{local.url}/health", timeout=30).status_code
+
+    assert health() == 200
+    response = complete(local, prompt)
     assert response.status_code == 503
     assert response.json()["error"]["code"] == "engine_dead"
-
-    def is_back():
-        return httpx.get(f"{local.url}/health", timeout=30).status_code == 200
-
-    wait_until(is_back, 60)
+    wait_until(lambda: health() == 503, 10)
+    wait_until(lambda: health() == 200, 60)
     assert complete(local, "abc").json()["choices"][0]["text"] == "abc"
     wait_until(lambda: local.trouble() is None, 30)
 
