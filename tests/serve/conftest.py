@@ -32,7 +32,7 @@ from focus_ray.serve.replica import Replica
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 
 VOCAB_SIZE = 0x3000
-MAX_MODEL_LEN = 256
+MAX_MODEL_LEN = 4096
 BLOCK = 4
 STEP_S = 0.005
 
@@ -122,7 +122,9 @@ class FakeEngine:
 
     def refuse(self, prompt, request):
         if len(prompt) >= self.max_model_len:
-            raise RequestRejected(f"prompt has {len(prompt)} tokens, takes 256", "prompt")
+            raise RequestRejected(
+                f"prompt has {len(prompt)} tokens, takes {MAX_MODEL_LEN}", "prompt"
+            )
         if (request.params.max_tokens or 0) + len(prompt) > self.max_model_len:
             raise RequestRejected("max_tokens does not fit", "max_tokens")
         if "overloaded" in prompt:

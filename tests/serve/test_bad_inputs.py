@@ -69,7 +69,7 @@ def refused(response, status=400):
             id="two limits",
         ),
         pytest.param(
-            {"messages": [{"role": "user", "content": "x" * 300}]}, "messages", id="long prompt"
+            {"messages": [{"role": "user", "content": "x" * 5000}]}, "messages", id="long prompt"
         ),
         pytest.param({"messages": HI, "temperature": -1}, "temperature", id="cold"),
         pytest.param({"messages": HI, "temperature": "1"}, "temperature", id="text temperature"),
@@ -158,7 +158,7 @@ def test_chat_names_the_field(server, body, param):
         pytest.param({"prompt": [-1]}, "prompt[0]", id="negative id"),
         pytest.param({"prompt": [1, 2**40]}, "prompt[1]", id="id beyond any vocabulary"),
         pytest.param({"prompt": [True]}, "prompt", id="bool as id"),
-        pytest.param({"prompt": "x" * 300}, "prompt", id="longer than the context"),
+        pytest.param({"prompt": "x" * 5000}, "prompt", id="longer than the context"),
         pytest.param({"prompt": ["x"] * 2000}, "prompt", id="too many prompts"),
         pytest.param({"prompt": "x", "logprobs": 21}, "logprobs", id="logprobs"),
         pytest.param({"prompt": "x", "echo": True}, "echo", id="echo"),

@@ -45,7 +45,7 @@ def test_sampling_flags_travel(mortal_server):
     [
         pytest.param("bug", "internal error", id="before the first text"),
         pytest.param("it dies midway", "died midway", id="in midstream"),
-        pytest.param("x" * 300, "takes 256", id="refused"),
+        pytest.param("x" * 5000, "takes 4096", id="refused"),
     ],
 )
 def test_the_servers_words_are_shown(server, prompt, words):

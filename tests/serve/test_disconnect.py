@@ -33,7 +33,7 @@ def send(server, path, body):
     "body",
     [
         {"path": "/v1/chat/completions", "messages": [{"role": "user", "content": FOREVER}]},
-        {"path": "/v1/completions", "prompt": [FOREVER, FOREVER], "n": 2, "max_tokens": 200},
+        {"path": "/v1/completions", "prompt": [FOREVER, FOREVER], "n": 2, "max_tokens": 4000},
     ],
     ids=["chat", "two prompts"],
 )
@@ -45,8 +45,8 @@ def test_leaving_aborts(mortal_server, body, stream, wait_for_text):
     mortal_server.steps_after(lambda: len(engine.running) == num_requests)
     if wait_for_text and stream:
         assert b"data: " in connection.recv(65536)
-    steps = engine.steps
     connection.close()
+    steps = engine.steps
     mortal_server.steps_after(lambda: not engine.running)
     assert len(engine.aborted_after) == num_requests
     # Each request takes its own steps here; what is already on the way may still come.
@@ -54,7 +54,7 @@ def test_leaving_aborts(mortal_server, body, stream, wait_for_text):
 
 
 def test_leaving_harms_nobody_else(mortal_server):
-    connection = send(mortal_server, "/v1/completions", {"prompt": FOREVER, "max_tokens": 200})
+    connection = send(mortal_server, "/v1/completions", {"prompt": FOREVER, "max_tokens": 4000})
     mortal_server.steps_after(lambda: mortal_server.engine.running)
     connection.close()
     assert mortal_server.post("/v1/completions", {"prompt": "ab"}).json()["choices"][0]["text"]

@@ -248,14 +248,14 @@ def test_a_model_without_tokenizer_refuses_text(tokenless_server, path, body, pa
 def test_models(server):
     assert [model.id for model in server.openai.models.list()] == ["fake", "alias"]
     model = server.openai.models.retrieve("alias")
-    assert (model.id, model.object, model.max_model_len) == ("alias", "model", 256)
+    assert (model.id, model.object, model.max_model_len) == ("alias", "model", 4096)
 
 
 def test_tokenize_and_back(server):
     reply = server.post("/tokenize", {"prompt": "héy", "return_token_strs": True}).json()
     assert reply == {
         "count": 3,
-        "max_model_len": 256,
+        "max_model_len": 4096,
         "tokens": [104, 233, 121],
         "token_strs": ["h", "é", "y"],
     }

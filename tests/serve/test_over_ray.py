@@ -99,7 +99,7 @@ def test_official_client(local):
     ("prompt", "status", "param", "retry_after"),
     [
         pytest.param("overloaded", 429, None, "3", id="overload keeps its delay"),
-        pytest.param("x" * 300, 400, "prompt", None, id="refusal keeps its field"),
+        pytest.param("x" * 5000, 400, "prompt", None, id="refusal keeps its field"),
         pytest.param("dead", 503, None, "10", id="death"),
         pytest.param("bug", 500, None, None, id="unforeseen"),
     ],
@@ -128,7 +128,7 @@ def test_tokenize_refusals_cross_too(local):
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 def test_leaving_aborts(local, stream):
     assert gauge(local, "num_requests_running") == 0
-    body = {"prompt": "forever", "max_tokens": 249, "n": 8, "stream": stream}
+    body = {"prompt": "forever", "max_tokens": 4000, "n": 2, "stream": stream}
     raw = httpx.Request("POST", f"{local.url}/v1/completions", json=body)
     with socket.create_connection((raw.url.host, raw.url.port)) as connection:
         head = f"POST /v1/completions HTTP/1.1\r\nHost: t\r\nContent-Length: {len(raw.content)}\r\n"
@@ -136,8 +136,8 @@ def test_leaving_aborts(local, stream):
         wait_until(lambda: gauge(local, "num_requests_running") == 1, 10)
         steps = gauge(local, "denoising_steps_total")
     wait_until(lambda: gauge(local, "num_requests_running") == 0, 10)
-    # A whole answer takes 63 steps.
-    assert gauge(local, "denoising_steps_total") - steps < 40
+    # A whole answer takes 1000 steps; these are what passes between two looks at the metrics.
+    assert gauge(local, "denoising_steps_total") - steps < 200
 
 
 def test_metrics_name_the_replica(local):
