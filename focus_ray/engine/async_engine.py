@@ -10,7 +10,7 @@ import asyncio
 import logging
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
@@ -77,7 +77,7 @@ class AsyncEngine:
         """Load the model and start stepping; blocks until it is ready."""
         return cls(Engine(config), config.model)
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenDelta]:
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenDelta, None]:
         """Stream the deltas of a request until each of its completions has finished.
 
         Leaving the stream early, by ``aclose`` or cancellation, aborts the request before the next

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from prometheus_client import Metric
 
@@ -73,7 +73,7 @@ def start_engine(config: EngineConfig) -> EngineFace:
     """The real engine. Imported here: torch is loaded where the engine runs and nowhere else."""
     from focus_ray.engine.async_engine import AsyncEngine
 
-    return cast(EngineFace, AsyncEngine.start(config))
+    return AsyncEngine.start(config)
 
 
 class Replica:
