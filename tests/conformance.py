@@ -1,8 +1,11 @@
-"""Compare this implementation with golden checkpoints (tests/golden/README.md has the format).
+"""Compare this implementation with golden data (tests/golden/README.md has the formats).
 
     python tests/conformance.py --models tests/golden/models/sdar [DIR ...]
+    python tests/conformance.py --focus tests/golden/focus [DIR ...]
 
-Prints a table and exits with 1 if anything differs.
+Checkpoints: logits, then generations through the engine. FOCUS: importance, targets, selection,
+and the traces of whole requests, against the definitions. Prints a table and exits with 1 if
+anything differs.
 """
 
 from __future__ import annotations
@@ -12,15 +15,19 @@ import json
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parent / "support"))
+
+from conformance_report import Difference, Report, print_reports
+from focus_golden import check_focus_directory
 
 from focus_ray.errors import FocusRayError
 from focus_ray.models.base import BlockDiffusionModel
@@ -42,30 +49,6 @@ UNMASKING_OF_KIND = {
 
 Case = dict[str, Any]
 Step = tuple[int, int, tuple[int, ...], tuple[int, ...], tuple[float, ...]]
-
-
-@dataclass(frozen=True)
-class Difference:
-    """One thing that is not as it should be."""
-
-    what: str
-    expected: str
-    found: str
-    fragile: bool = False
-
-
-@dataclass
-class Report:
-    """What was checked in one directory."""
-
-    directory: Path
-    checked: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-    worst_relative_error: float = 0.0
-    differences: list[Difference] = field(default_factory=list)
-
-    @property
-    def failed(self) -> bool:
-        return any(not difference.fragile for difference in self.differences)
 
 
 @dataclass(frozen=True)
@@ -326,32 +309,16 @@ def describe(step: Step) -> str:
     return f"block {block_start}, {num_masked} masked: {filled}"
 
 
-def print_reports(console: Console, reports: Sequence[Report]) -> None:
-    summary = Table("directory", "checked", "worst relative error", "differences", "fragile")
-    differing = Table("directory", "what", "expected", "found", title="Differences")
-    for report in reports:
-        fragile = sum(difference.fragile for difference in report.differences)
-        summary.add_row(
-            report.directory.name,
-            ", ".join(f"{count} {kind}" for kind, count in report.checked.items()),
-            f"{report.worst_relative_error:.2e}",
-            str(len(report.differences) - fragile),
-            str(fragile),
-        )
-        for item in report.differences:
-            what = f"{item.what} (fragile)" if item.fragile else item.what
-            differing.add_row(report.directory.name, what, item.expected, item.found)
-    console.print(summary)
-    if differing.row_count:
-        console.print(differing)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--models", nargs="+", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--models", nargs="+", type=Path, default=[], metavar="DIR")
+    parser.add_argument("--focus", nargs="+", type=Path, default=[], metavar="DIR")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     options = parser.parse_args(arguments)
+    if not options.models and not options.focus:
+        parser.error("name at least one directory with --models or --focus")
     reports = [check_directory(directory, options.device) for directory in options.models]
+    reports += [check_focus_directory(directory, options.device) for directory in options.focus]
     print_reports(Console(), reports)
     return int(any(report.failed for report in reports))
 

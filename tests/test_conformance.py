@@ -101,3 +101,47 @@ def test_a_kind_of_generation_that_is_not_supported_fails(
     (golden_copy / "expected.json").write_text(json.dumps(golden))
     report = conformance.check_directory(golden_copy)
     assert [item.found for item in report.differences] == ["joint_edit"]
+
+
+def test_golden_decisions_are_reproduced(conformance: ModuleType) -> None:
+    report = conformance.check_focus_directory(TESTS / "golden" / "focus")
+    assert [item for item in report.differences if not item.fragile] == []
+    assert dict(report.checked) == {
+        "importances": 3378,
+        "targets": 2205,
+        "selections": 905,
+        "ends to ends": 133,
+        "trace steps": 2613,
+    }
+
+
+@pytest.mark.parametrize(
+    ("file", "array", "index", "value", "where"),
+    [
+        pytest.param("importance.npz", "c00_imp_f32", 0, 0.0, "importance", id="importance"),
+        pytest.param("targets.npz", "target", 5, 77, "target 5", id="target"),
+        pytest.param("selection.npz", "retain", 3, None, "selection", id="selection"),
+        pytest.param("traces.npz", "blk_ids_out", 2000, 3, "trace", id="token"),
+    ],
+)
+def test_a_wrong_decision_is_found(
+    conformance: ModuleType,
+    tmp_path: Path,
+    file: str,
+    array: str,
+    index: int,
+    value: float | None,
+    where: str,
+) -> None:
+    arrays = dict(np.load(TESTS / "golden" / "focus" / file))
+    old = arrays[array][index]
+    arrays[array][index] = not old if value is None else value
+    assert arrays[array][index] != old, "the change must be one"
+    np.savez(tmp_path / file, **arrays)
+    report = conformance.check_focus_directory(tmp_path)
+    assert [item.what.startswith(where) for item in report.differences if not item.fragile]
+    assert conformance.main(["--focus", str(tmp_path)]) == 1
+
+
+def test_an_empty_directory_fails(conformance: ModuleType, tmp_path: Path) -> None:
+    assert conformance.main(["--focus", str(tmp_path)]) == 1

@@ -1,9 +1,9 @@
 """Which masked tokens a denoising step turns into decoded ones. Pure functions on arrays.
 
-N sequences, B block length. One rule serves all strategies (SDAR's generate.py with its quota
-clamped to the masks that are left; models.md 1.5): a step has a quota, static takes the quota's
-most confident tokens, sequential the leftmost, dynamic all above the threshold or, where these
-are fewer than the quota, the quota's most confident.
+N sequences, B block length. A step has a quota. Static takes the quota's most confident tokens;
+sequential those among the quota's positions from the leftmost masked one on; dynamic all above the
+threshold or, where these are fewer than the quota, the quota's most confident. Source: generate.py
+of JetAstra/SDAR (commit c2041a8), with its quota clamped to the masks that are left.
 """
 
 from __future__ import annotations
@@ -65,11 +65,13 @@ def choose_unmasked(
         1, order_NB, torch.arange(order_NB.shape[1], device=order_NB.device).expand_as(order_NB)
     )
     best_NB = masked_NB & (rank_NB < quota_N[:, None])
-    leftmost_NB = masked_NB & (masked_NB.cumsum(1) <= quota_N[:, None])
+    position_B = torch.arange(masked_NB.shape[1], device=masked_NB.device)
+    first_N1 = masked_NB.int().argmax(1, keepdim=True)
+    window_NB = masked_NB & (position_B < first_N1 + quota_N[:, None])
     above_NB = masked_NB & (confidence_NB > threshold_N[:, None])
     enough_N = above_NB.sum(1) >= quota_N
     dynamic_NB = torch.where(enough_N[:, None], above_NB, best_NB)
 
     sequential_N1 = (strategy_N == STRATEGY_CODES["sequential"])[:, None]
     static_N1 = (strategy_N == STRATEGY_CODES["low_confidence_static"])[:, None]
-    return torch.where(sequential_N1, leftmost_NB, torch.where(static_N1, best_NB, dynamic_NB))
+    return torch.where(sequential_N1, window_NB, torch.where(static_N1, best_NB, dynamic_NB))

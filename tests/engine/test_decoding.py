@@ -63,8 +63,8 @@ def choose(strategy, confidence, masked, *, threshold=0.9, quota_=1):
             [0.0, 0.0, 0.0],
             [1, 0, 1],
             {"quota_": 2},
-            [0, 2],
-            id="leftmost masked, over a hole and without confidence",
+            [0],
+            id="a hole takes its part of the quota; confidence does not matter",
         ),
         pytest.param(
             "low_confidence_dynamic", [0.99, 0.99], [0, 0], {}, [], id="nothing is masked"
