@@ -76,7 +76,7 @@ def resolve(request: GenerationRequest, limits: RequestLimits) -> SamplingParams
                 f"stop_token_ids holds {token_id}, the vocabulary ends at {limits.vocab_size - 1}",
                 "stop_token_ids",
             )
-    return _fill(params, limits.defaults, room)
+    return _fill(params, limits, room)
 
 
 def _check_prompt(token_ids: Iterable[int], limits: RequestLimits) -> None:
@@ -99,12 +99,14 @@ def _check_prompt(token_ids: Iterable[int], limits: RequestLimits) -> None:
         raise RequestRejected("prompt is empty; give at least one token", "prompt")
 
 
-def _fill(params: SamplingParams, defaults: SamplingParams, room: int) -> SamplingParams:
-    unset = {
-        name: getattr(defaults, name)
+def _fill(params: SamplingParams, limits: RequestLimits, room: int) -> SamplingParams:
+    filled = {
+        name: getattr(limits.defaults, name)
         for name in SamplingParams.model_fields
         if getattr(params, name) is None
     }
     if params.max_tokens is None:
-        unset["max_tokens"] = room
-    return params.model_copy(update=unset)
+        filled["max_tokens"] = room
+    if params.top_k is not None:  # more than the vocabulary keeps all; the device counts in int64
+        filled["top_k"] = min(params.top_k, limits.vocab_size)
+    return params.model_copy(update=filled)
