@@ -27,5 +27,5 @@ LIMITS = RequestLimits(
     ],
 )
 def test_top_k_ends_at_the_vocabulary(asked, got):
-    params = SamplingParams(top_k=asked)
+    params = SamplingParams(top_k=asked, max_tokens=8)
     assert resolve(GenerationRequest("a", (5,), params), LIMITS).top_k == got
