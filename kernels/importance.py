@@ -11,6 +11,35 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def importance(q_NBHd: Tensor, k_NBKd: Tensor, masked_NB: Tensor) -> Tensor:
+    """``importance_reference`` of N blocks at once, at the places of their masked tokens.
+
+    Args:
+        q_NBHd: ``[N, B, H, d]``; what stands at places that are not masked does not matter.
+        k_NBKd: ``[N, B, K, d]``.
+        masked_NB: bool.
+
+    Returns:
+        ``[N, B]`` float32, 0 where not masked.
+    """
+    num_rows, block_length, num_heads, head_dim = q_NBHd.shape
+    num_kv_heads = k_NBKd.shape[2]
+    # masked tokens first, in order of position: neighbours are those of the list, not of the block
+    order_NB = (~masked_NB).int().argsort(dim=1, stable=True)
+    listed_NB = masked_NB.gather(1, order_NB)
+    q_NBHd = q_NBHd.take_along_dim(order_NB[:, :, None, None], 1).float()
+    k_NBKd = k_NBKd.take_along_dim(order_NB[:, :, None, None], 1).float()
+    q_NBKGd = q_NBHd.unflatten(2, (num_kv_heads, num_heads // num_kv_heads))
+    score = torch.einsum("nikgd,njkd->nkgij", q_NBKGd, k_NBKd) * head_dim**-0.5
+    score = score.masked_fill(~listed_NB[:, None, None, None, :], -torch.inf)
+    pooled = F.max_pool1d(score.flatten(1, 3), kernel_size=3, stride=1, padding=1)
+    pooled_NHBB = pooled.view(num_rows, num_heads, block_length, block_length)
+    pooled_NHBB = pooled_NHBB.masked_fill(~listed_NB[:, None, None, :], -torch.inf)
+    weight_NHBB = pooled_NHBB.softmax(-1).masked_fill(~listed_NB[:, None, :, None], 0.0)
+    received_NB = weight_NHBB.sum((1, 2))
+    return torch.zeros_like(received_NB).scatter_(1, order_NB, received_NB) * masked_NB
+
+
 def importance_reference(q_BHd: Tensor, k_BKd: Tensor, masked_B: Tensor) -> Tensor:
     """Attention mass per masked token, summed over query heads and masked queries.
 

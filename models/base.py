@@ -13,6 +13,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, PositiveInt
 from torch import Tensor, nn
 
+from focus_ray.models.eviction import Eviction
 from focus_ray.models.kv_cache import KVCache
 from focus_ray.models.step import StepTensors
 
@@ -58,8 +59,14 @@ class BlockDiffusionModel(nn.Module, ABC):
         """Make the model for a checkpoint that stores weights of these names."""
 
     @abstractmethod
-    def forward(self, step: StepTensors, cache: KVCache) -> Tensor:
-        """Run all layers: hidden states after the final norm, ``[T, D]``; fills the KV pages."""
+    def forward(
+        self, step: StepTensors, cache: KVCache, eviction: Eviction | None = None
+    ) -> Tensor:
+        """Run all layers: hidden states after the final norm, ``[T, D]``; fills the KV pages.
+
+        Under ``eviction`` only the retained tokens go past layer 1: hidden states of these, in
+        the order of ``eviction.rows_R``. Layers 0 and 1 must exist.
+        """
 
     @abstractmethod
     def compute_logits(self, hidden_RD: Tensor) -> Tensor:

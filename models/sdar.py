@@ -17,6 +17,7 @@ from focus_ray.kernels.fill_kv import fill_kv
 from focus_ray.kernels.paged_attention import paged_attention
 from focus_ray.kernels.rotary import apply_rotary
 from focus_ray.models.base import BlockDiffusionModel, ModelConfig
+from focus_ray.models.eviction import Eviction
 from focus_ray.models.kv_cache import KVCache, LayerKV
 from focus_ray.models.layers import Embedding, Linear, RMSNorm, Rotary, SwiGLU
 from focus_ray.models.published import (
@@ -96,15 +97,20 @@ class SdarAttention(nn.Module):
         self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps, dtype)
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps, dtype)
 
-    def forward(
+    def write_kv(
         self, x_TD: Tensor, cos_sin_T2r2: Tensor, step: StepTensors, layer_kv: LayerKV
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
+        """Queries ``[T, H, d]`` and keys ``[T, K, d]``; keys and values are in their slots."""
         heads = (-1, self.head_dim)
         q_THd = self.q_norm(self.q_proj(x_TD).unflatten(1, heads))
         k_TKd = self.k_norm(self.k_proj(x_TD).unflatten(1, heads))
         v_TKd = self.v_proj(x_TD).unflatten(1, heads)
         q_THd, k_TKd = apply_rotary(q_THd, k_TKd, cos_sin_T2r2)
         fill_kv(k_TKd, v_TKd, step.slot_T, layer_kv.key_pages, layer_kv.value_pages)
+        return q_THd, k_TKd
+
+    def attend(self, q_THd: Tensor, step: StepTensors, layer_kv: LayerKV) -> Tensor:
+        """What the queries read from the pages, projected to ``[T, D]``."""
         out_THd = paged_attention(
             q_THd,
             layer_kv.key_pages,
@@ -130,10 +136,15 @@ class SdarLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
         self.mlp = SwiGLU(config.hidden_size, config.intermediate_size, dtype)
 
-    def forward(
+    def begin(
         self, x_TD: Tensor, cos_sin_T2r2: Tensor, step: StepTensors, layer_kv: LayerKV
-    ) -> Tensor:
-        x_TD = x_TD + self.self_attn(self.input_layernorm(x_TD), cos_sin_T2r2, step, layer_kv)
+    ) -> tuple[Tensor, Tensor]:
+        """Up to the keys and values in their slots; the queries and keys."""
+        return self.self_attn.write_kv(self.input_layernorm(x_TD), cos_sin_T2r2, step, layer_kv)
+
+    def finish(self, x_TD: Tensor, q_THd: Tensor, step: StepTensors, layer_kv: LayerKV) -> Tensor:
+        """From the queries on, for all tokens or for those that are retained."""
+        x_TD = x_TD + self.self_attn.attend(q_THd, step, layer_kv)
         out_TD: Tensor = x_TD + self.mlp(self.post_attention_layernorm(x_TD))
         return out_TD
 
@@ -152,11 +163,20 @@ class SdarDecoder(nn.Module):
             config.max_position_embeddings, config.head_dim, config.rope_theta, dtype
         )
 
-    def forward(self, step: StepTensors, cache: KVCache) -> Tensor:
+    def forward(
+        self, step: StepTensors, cache: KVCache, eviction: Eviction | None = None
+    ) -> Tensor:
         x_TD = self.embed_tokens(step.token_ids_T)
         cos_sin_T2r2 = self.rotary(step.positions_T)
         for layer_index, layer in enumerate(self.layers):
-            x_TD = layer(x_TD, cos_sin_T2r2, step, cache.layer(layer_index))
+            layer_kv = cache.layer(layer_index)
+            q_THd, k_TKd = layer.begin(x_TD, cos_sin_T2r2, step, layer_kv)
+            if eviction is not None and layer_index == 0:
+                eviction.observe(q_THd, k_TKd)
+            if eviction is not None and layer_index == 1:
+                rows_R, step = eviction.retain(q_THd, k_TKd, step)
+                x_TD, q_THd, cos_sin_T2r2 = x_TD[rows_R], q_THd[rows_R], cos_sin_T2r2[rows_R]
+            x_TD = layer.finish(x_TD, q_THd, step, layer_kv)
         hidden_TD: Tensor = self.norm(x_TD)
         return hidden_TD
 
@@ -179,8 +199,10 @@ class SdarForCausalLM(BlockDiffusionModel):
         tied = HEAD_WEIGHT not in stored_names and config.tie_word_embeddings is not False
         return cls(config, tied=tied, dtype=dtype)
 
-    def forward(self, step: StepTensors, cache: KVCache) -> Tensor:
-        hidden_TD: Tensor = self.model(step, cache)
+    def forward(
+        self, step: StepTensors, cache: KVCache, eviction: Eviction | None = None
+    ) -> Tensor:
+        hidden_TD: Tensor = self.model(step, cache, eviction)
         return hidden_TD
 
     def compute_logits(self, hidden_RD: Tensor) -> Tensor:

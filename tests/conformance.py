@@ -143,7 +143,7 @@ def forward(
     )
     inputs: list[Tensor] = []
     hooks = [
-        layer.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+        layer.input_layernorm.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
         for layer in decoder_layers(model)
     ]
     hidden_TD = model(step, cache)

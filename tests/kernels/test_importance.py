@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from focus_ray.kernels.importance import importance_reference, round_importance
+from focus_ray.kernels.importance import importance, importance_reference, round_importance
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "focus" / "importance.npz"
 NUM_CASES = 4
@@ -93,3 +93,17 @@ def test_what_does_not_fit_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         importance_reference(torch.zeros(2, 4, 8), torch.zeros(k_shape), torch.tensor(masked))
+
+
+@pytest.mark.parametrize("block_length", [1, 5, 32])
+def test_blocks_at_once_equal_blocks_alone(block_length: int, device: torch.device) -> None:
+    generator = torch.Generator().manual_seed(block_length)
+    q_NBHd = torch.randn(9, block_length, 4, 8, generator=generator)
+    k_NBKd = torch.randn(9, block_length, 2, 8, generator=generator)
+    masked_NB = torch.rand(9, block_length, generator=generator) < 0.5
+    masked_NB[0], masked_NB[1] = True, False
+    found_NB = importance(q_NBHd.to(device), k_NBKd.to(device), masked_NB.to(device)).cpu()
+    for q_BHd, k_BKd, masked_B, found_B in zip(q_NBHd, k_NBKd, masked_NB, found_NB, strict=True):
+        expected_n = importance_reference(q_BHd, k_BKd, masked_B)
+        torch.testing.assert_close(found_B[masked_B], expected_n, rtol=1e-5, atol=1e-5)
+        assert not found_B[~masked_B].any()
