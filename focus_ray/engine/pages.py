@@ -2,7 +2,7 @@
 
 Token ids and page numbers only; no tensors. A page is *held* while its count of holders is above
 zero and *free* otherwise. A free page may still hold the KV of a known prefix; it is then found by
-``match`` until ``allocate`` needs it, oldest first.
+``match`` until ``allocate`` needs it: pages that hold no known prefix go first, then the oldest.
 """
 
 from __future__ import annotations
@@ -58,10 +58,9 @@ class PagePool:
     def num_free(self) -> int:
         return len(self._free)
 
-    def match(self, token_ids: TokenArray) -> PrefixMatch:
-        """Hold the longest run of known pages that spells the start of ``token_ids``."""
+    def match(self, token_ids: TokenArray, node: int = ROOT) -> PrefixMatch:
+        """Hold the longest run of known pages after ``node`` that ``token_ids`` begin with."""
         pages: list[int] = []
-        node = ROOT
         if self._cache_prefixes:
             for start in range(0, len(token_ids) - self.page_size + 1, self.page_size):
                 page = self._page_of_key.get(self._key(node, token_ids, start))
@@ -113,6 +112,8 @@ class PagePool:
             assert self._holders[page] >= 0, f"page {page} freed twice"
             if self._holders[page] == 0:
                 self._free[page] = None
+                if page not in self._key_of_page:
+                    self._free.move_to_end(page, last=False)
 
     def _hold(self, page: int) -> None:
         if self._holders[page] == 0:

@@ -9,7 +9,7 @@ from enum import Enum, auto
 import numpy as np
 
 from focus_ray.engine.outputs import DenoisingStep, RequestStats
-from focus_ray.engine.pages import ROOT, TokenArray
+from focus_ray.engine.pages import ROOT, PrefixMatch, TokenArray
 from focus_ray.engine.plan import BlockSnapshot
 from focus_ray.sampling import SamplingParams
 
@@ -91,6 +91,19 @@ class Sequence:
             self.admitted_at = time.monotonic()
         self.state = SequenceState.PREFILLING if self.remaining_prefill else SequenceState.DECODING
 
+    def share(self, match: PrefixMatch, num_tokens: int) -> list[int]:
+        """Go on with the pages of others that hold the next tokens; returns the own to free."""
+        assert self.state is SequenceState.PREFILLING
+        places = slice(self.num_registered_pages, self.num_registered_pages + len(match.pages))
+        own, self.pages[places] = self.pages[places], match.pages
+        self.num_registered_pages = places.stop
+        self.prefix_node = match.node
+        self.num_computed += num_tokens
+        self.cached_prefix_tokens += num_tokens
+        if not self.remaining_prefill:
+            self.state = SequenceState.DECODING
+        return own
+
     def computed(self, num_tokens: int) -> None:
         """A prefill chunk is in the pages; PREFILLING -> DECODING when it was the last."""
         assert self.state is SequenceState.PREFILLING
@@ -107,7 +120,7 @@ class Sequence:
         self.num_committed = self.num_computed = end
         self.committed_blocks += 1
 
-    def preempt(self, block: BlockSnapshot | None) -> list[int]:
+    def preempt(self, block: BlockSnapshot) -> list[int]:
         """Back to WAITING; returns the pages to free. Tokens decoded so far are not lost."""
         pages = self._leave_slot()
         self.saved_block = block

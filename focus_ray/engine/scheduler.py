@@ -110,6 +110,7 @@ class Scheduler:
         updates: list[PageUpdate] = []
         if self._grow(updates):
             self._admit(starts, updates)
+        self._share_prefixes(updates)
         slots_N = np.flatnonzero(self._decoding_M)
         prefill = self._prefill_chunks(len(slots_N) * self.limits.block_length)
         decode_end = self._block_start_M[slots_N].max(initial=0)
@@ -154,16 +155,12 @@ class Scheduler:
 
     def _preempt(self, slot: int) -> None:
         sequence = self._sequence(slot)
-        block = None
-        if sequence.state is SequenceState.DECODING:
-            block = BlockSnapshot(
-                self._token_ids_MB[slot].copy(),
-                self._decoded_MB[slot].copy(),
-                self._logprobs_MB[slot].copy(),
-                int(self._step_M[slot]),
-            )
-        else:
-            block = sequence.saved_block
+        block = BlockSnapshot(
+            self._token_ids_MB[slot].copy(),
+            self._decoded_MB[slot].copy(),
+            self._logprobs_MB[slot].copy(),
+            int(self._step_M[slot]),
+        )
         self._settle_counts(sequence)
         self._vacate(slot)
         self.pool.free(sequence.preempt(block))
@@ -194,11 +191,30 @@ class Scheduler:
             updates.append(PageUpdate(slot, 0, pages))
             starts.append(self._occupy(sequence))
 
+    def _share_prefixes(self, updates: list[PageUpdate]) -> None:
+        """Prefilling sequences take over what others computed since they were admitted.
+
+        Completions of one prompt are admitted together: the first computes it, the rest share it.
+        """
+        for slot in np.flatnonzero(self._prefilling_M).tolist():
+            sequence = self._sequence(slot)
+            if sequence.num_computed % self.pool.page_size:
+                continue  # in the middle of a page of its own
+            rest = sequence.canvas[sequence.num_computed : sequence.num_committed]
+            match = self.pool.match(rest, sequence.prefix_node)
+            if match.pages:
+                first = sequence.num_registered_pages
+                num_tokens = len(match.pages) * self.pool.page_size
+                self.pool.free(sequence.share(match, num_tokens))
+                self.num_cached_tokens += num_tokens
+                updates.append(PageUpdate(slot, first, match.pages))
+                self._set_phase(sequence)
+
     def _occupy(self, sequence: Sequence) -> SlotStart:
         """Fill the mirrors of a slot; returns the same facts for the device."""
         slot, params = sequence.slot, sequence.params
         block = sequence.saved_block or sequence.new_block(self.limits.mask_token_id)
-        sequence.saved_block = block
+        sequence.saved_block = None
         self._running[slot] = sequence
         self._admitted_M[slot] = self._admissions
         self._admissions += 1
@@ -307,7 +323,6 @@ class Scheduler:
     def _commit(self, slot: int) -> None:
         sequence = self._sequence(slot)
         sequence.commit(self._token_ids_MB[slot])
-        sequence.saved_block = None
         self._block_start_M[slot] = sequence.num_committed
         self._step_M[slot] = 0
         self._token_ids_MB[slot] = self.limits.mask_token_id

@@ -57,6 +57,26 @@ def test_freed_pages_stay_findable_until_reused():
     assert pool.match(ids(1, 2, 3, 4)).pages == pages[:1]
 
 
+def test_pages_without_a_prefix_are_reused_before_any_known_one():
+    pool = PagePool(3, page_size=1)
+    known, _ = fill(pool, ids(1, 2))
+    pool.free(known)
+    scratch = pool.allocate(1)
+    pool.free(scratch)
+    assert pool.allocate(1) == scratch
+    match = pool.match(ids(1, 2))
+    assert match.pages == known
+
+
+def test_a_match_goes_on_from_a_node():
+    pool = PagePool(4, page_size=1)
+    pages, _ = fill(pool, ids(1, 2, 3))
+    start = pool.match(ids(1))
+    rest = pool.match(ids(2, 3, 4), start.node)
+    assert rest.pages == pages[1:]
+    assert pool.match(ids(2, 3)).pages == []
+
+
 def test_a_reused_parent_is_not_mistaken_for_the_old_one():
     pool = PagePool(3, page_size=1)
     old_parent, old_child = fill(pool, ids(1, 7))[0]

@@ -156,6 +156,38 @@ def test_cached_prefix_is_not_prefilled_again():
     assert [(c.start, len(c.token_ids)) for c in plan.prefill] == [(16, 4)]
 
 
+def test_equal_prompts_admitted_together_are_computed_once():
+    sched, runner = scheduler(batched=20, pages=64), FakeRunner()
+    made = [sequence(str(i), 42, 4) for i in range(4)]
+    for item in made:
+        sched.add(item)
+    out = drive(sched, runner)
+    assert [item.prefill_tokens for item in made] == [40, 0, 0, 0]
+    assert [item.cached_prefix_tokens for item in made] == [0, 40, 40, 40]
+    assert all(tokens == [42, 43, 44, 45] for tokens in out.values())
+    assert sched.pool.num_free == 64
+
+
+def test_sharing_stops_where_prompts_part():
+    sched, runner = scheduler(batched=16, pages=64), FakeRunner()
+    first, second = sequence("first", 40, 4), sequence("second", 40, 4)
+    second.canvas[20] = 77
+    for item in (first, second):
+        sched.add(item)
+    pages = set()
+    while sched.has_unfinished():
+        plan = sched.plan()
+        for item in (first, second):
+            assert len(set(item.pages)) == len(item.pages)
+        pages = set(first.pages) & set(second.pages) or pages
+        for new in sched.apply(plan, runner.run(plan)):
+            if new.sequence.num_emitted == 4:
+                sched.finish(new.sequence)
+    assert len(pages) == 2
+    assert (second.cached_prefix_tokens, second.prefill_tokens) == (16, 24)
+    assert sched.pool.num_free == 64
+
+
 def test_generated_blocks_are_cached_too():
     sched, runner = scheduler(), FakeRunner()
     sched.add(sequence("a", 4, 16))
