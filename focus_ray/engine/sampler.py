@@ -8,6 +8,7 @@ else: not on the batch, not on the slot, not on what was drawn before.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,6 +40,13 @@ class RowParams:
     step_R: Tensor
     suppressed_RK: Tensor | None
 
+    def take(self, rows_S: Tensor) -> RowParams:
+        """The parameters of some of the rows."""
+        fields: dict[str, Any] = {
+            name: None if t is None else t[rows_S] for name, t in vars(self).items()
+        }
+        return RowParams(**fields)
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -61,7 +69,8 @@ def choose_tokens(
 
     Confidence is the probability of the chosen token under the softmax of ``logits / temperature``
     over the whole vocabulary, before top-k, top-p and min-p and whatever is suppressed
-    (focus-algorithm 1.4; temperature 1 for greedy rows). The mask id is never chosen.
+    (temperature 1 for greedy rows), as in sands-lab/FOCUS (commit 277f1d1). The mask id is never
+    chosen.
 
     Args:
         logits_RV: float32; not changed.
@@ -76,16 +85,37 @@ def choose_tokens(
     if not any_sampled:
         return Choice(token_R, logprob_R.exp(), logprob_R)
 
-    sampled_R = params.temperature_R > 0
-    scale_R = torch.where(sampled_R, params.temperature_R, 1.0)
-    scaled_RV = logits_RV / scale_R[:, None]
-    candidates_RV = candidates_RV / scale_R[:, None]
-    candidates_RV[:, mask_token_id] = -torch.inf
+    rows_S = params.temperature_R.nonzero()[:, 0]  # greedy neighbours are spared the noise
+    drawn = _draw(
+        logits_RV[rows_S], candidates_RV[rows_S], params.take(rows_S), mask_token_id, any_filtered
+    )
+    return Choice(
+        token_R.index_copy(0, rows_S, drawn.token_R),
+        logprob_R.exp().index_copy(0, rows_S, drawn.confidence_R),
+        logprob_R.index_copy(0, rows_S, drawn.logprob_R),
+    )
+
+
+def _draw(
+    logits_RV: Tensor,
+    candidates_RV: Tensor,
+    params: RowParams,
+    mask_token_id: int,
+    any_filtered: bool,
+) -> Choice:
+    candidates_RV[:, mask_token_id] = -torch.inf  # a copy: rows were selected
+    candidates_RV = _cool(candidates_RV, params.temperature_R)
     if any_filtered:
         candidates_RV = _filter(candidates_RV, params)
-    drawn_R = (candidates_RV + _gumbel(params, logits_RV.shape[1])).argmax(1)
-    token_R = torch.where(sampled_R, drawn_R, token_R)
+    token_R = (candidates_RV + _gumbel(params, logits_RV.shape[1])).argmax(1)
+    scaled_RV = _cool(logits_RV, params.temperature_R)
     return Choice(token_R, _logprob(scaled_RV, token_R).exp(), _logprob(logits_RV, token_R))
+
+
+def _cool(logits_RV: Tensor, temperature_R: Tensor) -> Tensor:
+    """Divide by the temperature, down from the best: the coldest leaves ``0`` and ``-inf``."""
+    temperature_R1 = temperature_R[:, None].clamp_min(torch.finfo(torch.float32).tiny)
+    return (logits_RV - logits_RV.amax(1, keepdim=True)) / temperature_R1
 
 
 def _logprob(logits_RV: Tensor, token_R: Tensor) -> Tensor:
@@ -116,14 +146,21 @@ def _gumbel(params: RowParams, vocab: int) -> Tensor:
 
     The arg-max of logits plus this noise is a draw from their softmax (the Gumbel-max trick).
     """
-    key_R = _mix(params.seed_R & _LOW_32)
-    for part_R in ((params.seed_R >> 32) & _LOW_32, params.position_R, params.step_R):
-        key_R = _mix(key_R ^ _mix(part_R + 0x9E3779B9))
-    token_V = torch.arange(vocab, device=key_R.device) * 0x9E3779B1 & _LOW_32
-    bits_RV = _mix(_mix(key_R[:, None] + token_V & _LOW_32) ^ key_R[:, None])
+    # two keys: one of 32 bits would be shared by some pair among 65 000 seeds
+    first_R1, second_R1 = (_key(params, start)[:, None] for start in (0, 0x6A09E667))
+    token_V = torch.arange(vocab, device=first_R1.device) * 0x9E3779B1
+    bits_RV = _mix(_mix(first_R1 + token_V) ^ second_R1)
     # float64: the nearest float32 of the largest value would be 1, whose noise is infinite
     uniform_RV = (bits_RV.double() + 0.5) / 2.0**32
     return -torch.log(-torch.log(uniform_RV)).float()
+
+
+def _key(params: RowParams, start: int) -> Tensor:
+    """``[R]`` a hash of seed, position and step in 32 bits; another one for another ``start``."""
+    key_R = _mix(params.seed_R ^ start)
+    for part_R in (params.seed_R >> 32, params.position_R, params.step_R):
+        key_R = _mix(key_R ^ _mix(part_R + 0x9E3779B9))
+    return key_R
 
 
 def _mix(x: Tensor) -> Tensor:
