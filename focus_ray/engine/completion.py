@@ -51,7 +51,7 @@ class Completion:
                 break
         if end is None and len(self._token_ids) == self.sequence.params.max_tokens:
             end = _End("length")
-        if end is not None and end.stop_reason not in self.sequence.params.stop:
+        if end is not None:
             text += self._flush()
         logprobs = None if new.logprobs is None else new.logprobs[:num_taken]
         return self._delta(text, new.token_ids[:num_taken], logprobs, end)

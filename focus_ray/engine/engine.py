@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import replace
+from hashlib import blake2b
 
 import numpy as np
 
@@ -48,7 +49,7 @@ class Engine:
         self._scheduler = parts.scheduler
         self._stop_token_ids = parts.stop_token_ids
         self._seeds = random.Random(config.seed)
-        self._completions: dict[str, list[Completion]] = {}
+        self._completions: dict[str, dict[int, Completion]] = {}
         self._finished: Counter[str] = Counter({"stop": 0, "length": 0, "abort": 0})
         self._totals: Counter[str] = Counter()
         self._step_s = 0.0
@@ -65,12 +66,7 @@ class Engine:
 
     def validate(self, request: GenerationRequest) -> None:
         """Raise RequestRejected if ``add`` would."""
-        resolve(request, self.limits)
-        if request.request_id in self._completions:
-            raise RequestRejected(
-                f"request_id {request.request_id!r} is running already; choose another",
-                "request_id",
-            )
+        self._resolve(request)
 
     def add(self, request: GenerationRequest) -> None:
         """Queue the completions of a request.
@@ -79,8 +75,7 @@ class Engine:
             RequestRejected: it can never run as it stands.
             EngineOverloaded: the queue is full now.
         """
-        self.validate(request)
-        params = resolve(request, self.limits)
+        params = self._resolve(request)
         waiting = len(self._scheduler.waiting) + params.n
         room = self.config.max_num_waiting + self._scheduler.num_free_slots
         if waiting > room:
@@ -89,12 +84,13 @@ class Engine:
                 f"{self.config.max_num_waiting}; try again later or raise max_num_waiting"
             )
         seed = params.seed if params.seed is not None else self._seeds.getrandbits(63)
-        completions = []
-        for index in range(params.n):
-            sequence = self._sequence(request, params, index, seed)
-            completions.append(Completion(sequence, self.tokenizer))
-            self._scheduler.add(sequence)
+        completions = {
+            index: Completion(self._sequence(request, params, index, seed), self.tokenizer)
+            for index in range(params.n)
+        }
         self._completions[request.request_id] = completions
+        for completion in completions.values():
+            self._scheduler.add(completion.sequence)
         self._totals["prompt_tokens"] += len(request.prompt_token_ids)
         logger.debug("request %s added, n=%d", request.request_id, params.n)
 
@@ -104,8 +100,8 @@ class Engine:
         Returns:
             The last delta of each completion that was still running.
         """
-        running = self._completions.pop(request_id, [])
-        return [self._finish(completion, completion.abort()) for completion in running]
+        running = self._completions.pop(request_id, {})
+        return [self._finish(completion, completion.abort()) for completion in running.values()]
 
     def has_unfinished(self) -> bool:
         return self._scheduler.has_unfinished()
@@ -124,7 +120,7 @@ class Engine:
         self._totals["prefill_tokens"] += plan.num_prefill_tokens
         deltas = []
         for new in new_tokens:
-            completion = self._completion_of(new.sequence)
+            completion = self._completions[new.sequence.request_id][new.sequence.index]
             delta = completion.take(new)
             self._totals["emitted_tokens"] += len(delta.token_ids)
             if new.sequence.first_token_at is None:
@@ -157,6 +153,15 @@ class Engine:
             step_s=self._step_s,
         )
 
+    def _resolve(self, request: GenerationRequest) -> SamplingParams:
+        params = resolve(request, self.limits)
+        if request.request_id in self._completions:
+            raise RequestRejected(
+                f"request_id {request.request_id!r} is running already; choose another",
+                "request_id",
+            )
+        return params
+
     def _sequence(
         self, request: GenerationRequest, params: SamplingParams, index: int, seed: int
     ) -> Sequence:
@@ -169,13 +174,11 @@ class Engine:
         stops = frozenset(params.stop_token_ids)
         if not params.ignore_eos:
             stops |= self._stop_token_ids
-        # completions of one request differ; wrapped to int64, as the device keeps it
-        own_seed = (seed + index + 2**63) % 2**64 - 2**63
         sequence = Sequence(
             request_id=request.request_id,
             index=index,
             params=params,
-            seed=own_seed,
+            seed=_seed_of_completion(seed, index),
             prompt_len=prompt_len,
             canvas=canvas,
             block_length=block_length,
@@ -183,13 +186,6 @@ class Engine:
         )
         sequence.num_committed = prompt_len // block_length * block_length
         return sequence
-
-    def _completion_of(self, sequence: Sequence) -> Completion:
-        return next(
-            completion
-            for completion in self._completions[sequence.request_id]
-            if completion.sequence is sequence
-        )
 
     def _finish(self, completion: Completion, delta: TokenDelta) -> TokenDelta:
         """Free what the sequence holds and complete its last delta."""
@@ -201,9 +197,18 @@ class Engine:
         return replace(delta, stats=sequence.stats(), trace=trace)
 
     def _forget(self, completion: Completion) -> None:
-        request_id = completion.sequence.request_id
-        rest = [c for c in self._completions[request_id] if c is not completion]
-        if rest:
-            self._completions[request_id] = rest
-        else:
-            del self._completions[request_id]
+        sequence = completion.sequence
+        rest = self._completions[sequence.request_id]
+        del rest[sequence.index]
+        if not rest:
+            del self._completions[sequence.request_id]
+
+
+def _seed_of_completion(seed: int, index: int) -> int:
+    """A hash in int64, as the device keeps it.
+
+    Completions of one request differ from each other and from those of the neighbouring seeds,
+    which ``seed + index`` would repeat.
+    """
+    digest = blake2b(f"{seed}/{index}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)

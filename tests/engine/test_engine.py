@@ -7,7 +7,7 @@ from focus_ray.config import EngineConfig
 from focus_ray.engine.engine import Engine
 from focus_ray.engine.outputs import GenerationRequest
 from focus_ray.errors import EngineOverloaded, RequestRejected
-from focus_ray.sampling import RepetitionDetection, SamplingParams
+from focus_ray.sampling import MAX_STOP_TOKEN_IDS, RepetitionDetection, SamplingParams
 
 MASK = 509
 
@@ -135,6 +135,20 @@ def test_n_completions_of_one_seed_differ_and_repeat(golden_sdar):
     second, _ = run(make_engine(golden_sdar, seed=9), [request("a", [5, 6, 7], **params)])
     assert first == second
     assert len({tuple(tokens) for tokens in first.values()}) == 4
+
+
+def test_completions_of_one_seed_are_none_of_the_next_seeds(golden_sdar):
+    params = {"temperature": 1.0, "max_tokens": 20}
+    both, _ = run(make_engine(golden_sdar), [request("a", [5, 6, 7], n=2, seed=3, **params)])
+    following, _ = run(make_engine(golden_sdar), [request("b", [5, 6, 7], seed=4, **params)])
+    assert following["b"] not in both.values()
+
+
+def test_as_many_stop_ids_as_allowed_fit_beside_the_checkpoints(golden_sdar):
+    stops = list(range(10, 10 + MAX_STOP_TOKEN_IDS))
+    item = request("a", [5], min_tokens=10, stop_token_ids=stops, ignore_eos=False, max_tokens=20)
+    out, _ = run(make_engine(golden_sdar), [item])
+    assert not set(out["a"][:10]) & set(stops)
 
 
 def test_requests_without_seed_follow_the_engines(golden_sdar):
