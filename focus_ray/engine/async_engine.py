@@ -103,7 +103,12 @@ class AsyncEngine:
 
     def abort(self, request_id: str) -> None:
         """End a request; its stream sees a last delta with ``finish_reason`` "abort"."""
-        self._commands.put(lambda: self._deliver(self._engine.abort(request_id)))
+
+        def command() -> None:
+            if self._death is None:  # a dead engine is in no state to be asked, on any thread
+                self._deliver(self._engine.abort(request_id))
+
+        self._commands.put(command)
 
     def load(self) -> EngineLoad:
         """The snapshot taken after the latest step."""
@@ -155,9 +160,9 @@ class AsyncEngine:
         try:
             while not self._stopping.is_set():
                 self._run_commands(wait=not self._engine.has_unfinished())
-                if self._engine.has_unfinished():
-                    self._deliver(self._engine.step())
-                self._load = self._engine.load()
+                deltas = self._engine.step() if self._engine.has_unfinished() else []
+                self._load = self._engine.load()  # first: who has a delta finds it counted
+                self._deliver(deltas)
             self._die(EngineDead("the engine was shut down"))
         except BaseException as error:
             logger.exception("the engine stopped after an internal error")

@@ -116,6 +116,13 @@ async def test_cancelling_at_once_leaves_nothing_behind(engine):
     assert engine.load().free_pages == engine.load().total_pages
 
 
+async def test_the_load_counts_what_has_been_delivered(engine):
+    seen = 0
+    async for delta in engine.generate(request("a", max_tokens=200)):
+        seen += len(delta.token_ids)
+        assert engine.load().emitted_tokens >= seen
+
+
 async def test_abort_by_id_ends_the_stream_with_its_reason(engine):
     stream = engine.generate(request("a", max_tokens=900))
     await anext(stream)
@@ -148,6 +155,21 @@ async def test_an_internal_error_reaches_every_stream_and_health(engine):
         await engine.check_alive(5)
     with pytest.raises(EngineDead):
         await collect(engine, request("late"))
+
+
+async def test_aborting_in_a_dead_engine_is_harmless(engine):
+    def broken(request_id):
+        raise AssertionError("asked a dead engine")
+
+    stream = engine.generate(request("a", max_tokens=900))
+    await anext(stream)
+    engine._engine.abort = broken
+    engine.shutdown()
+    engine.abort("a")
+    with pytest.raises(EngineDead, match="shut down"):  # runs the commands that nobody else runs
+        await engine.check_alive(5)
+    with pytest.raises(EngineDead, match="shut down"):
+        await anext(stream)
 
 
 async def test_shutdown_ends_streams_and_is_idempotent(engine):
