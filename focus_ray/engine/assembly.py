@@ -22,7 +22,7 @@ from focus_ray.models.checkpoint import resolve_checkpoint
 from focus_ray.models.kv_cache import KVCache, bytes_per_page
 from focus_ray.models.loading import load_model
 from focus_ray.models.spec import ModelSpec
-from focus_ray.sampling import SamplingParams
+from focus_ray.sampling import MAX_LOGPROBS, MAX_STOP_TOKEN_IDS, SamplingParams
 
 
 class StepRunner(Protocol):
@@ -72,7 +72,12 @@ def assemble(config: EngineConfig) -> EngineParts:
         )
         pages_per_seq = -(-max_model_len // sizes.page_size)
         state = BlockState(
-            config.max_num_seqs, spec.block_length, pages_per_seq, spec.mask_token_id, device
+            config.max_num_seqs,
+            spec.block_length,
+            pages_per_seq,
+            spec.mask_token_id,
+            MAX_STOP_TOKEN_IDS + len(spec.stop_token_ids),
+            device,
         )
         return Runner(loaded.model, spec.vocab_size, cache, state)
 
@@ -135,7 +140,8 @@ def _dtype(config: EngineConfig, device: torch.device) -> torch.dtype | None:
 def _rehearse(runner: Runner, max_batched: int, longest: int) -> None:
     """Run a step with every slot decoding and the rest of the token budget in prefill.
 
-    All page tables point at one page: the values mean nothing, the memory in use does.
+    Every slot draws, filters and reports alternatives, which takes several times the memory of the
+    logits. All page tables point at one page: the values mean nothing, the memory in use does.
     """
     block_length = runner.state.block_length
     slots_N = np.arange(len(runner.state.block_start_M), dtype=np.int64)
@@ -145,7 +151,18 @@ def _rehearse(runner: Runner, max_batched: int, longest: int) -> None:
         PrefillChunk(0, 0, np.zeros(min(chunk_blocks, blocks_left - done) * block_length, np.int32))
         for done in range(0, blocks_left, chunk_blocks)
     ]
-    runner.run(StepPlan(decode_slots_N=slots_N, prefill=chunks, max_kv_len=longest))
+    runner.state.temperature_M.fill_(1.0)
+    runner.run(
+        StepPlan(
+            decode_slots_N=slots_N,
+            prefill=chunks,
+            max_kv_len=longest,
+            num_top_logprobs=MAX_LOGPROBS,
+            any_sampled=True,
+            any_filtered=True,
+            any_suppressed=True,
+        )
+    )
 
 
 def _default_params(config: EngineConfig, spec: ModelSpec) -> SamplingParams:

@@ -13,14 +13,12 @@ from torch import Tensor
 
 from focus_ray.engine.decoding import STRATEGY_CODES
 from focus_ray.engine.plan import PageUpdate, SlotStart
-from focus_ray.sampling import MAX_STOP_TOKEN_IDS
-
-MAX_SUPPRESSED = MAX_STOP_TOKEN_IDS + 8
-"""Room for a request's own stop ids and the checkpoint's."""
 
 
 class BlockState:
     """Arrays over slots: the current block, its progress, and the request's parameters.
+
+    ``max_stop_token_ids`` is room for a request's own stop ids and the checkpoint's.
 
     A slot's row means something from ``start`` until the host stops naming the slot; nothing is
     cleared in between.
@@ -32,6 +30,7 @@ class BlockState:
         block_length: int,
         pages_per_seq: int,
         mask_token_id: int,
+        max_stop_token_ids: int,
         device: torch.device,
     ) -> None:
         self.block_length = block_length
@@ -57,7 +56,7 @@ class BlockState:
         self.min_p_M = full((m,), 0, torch.float32)
         self.seed_M = full((m,), 0, torch.int64)
         self.suppress_before_M = full((m,), 0, torch.int64)
-        self.suppressed_MK = full((m, MAX_SUPPRESSED), mask_token_id, torch.int64)
+        self.suppressed_MK = full((m, max_stop_token_ids), mask_token_id, torch.int64)
 
     def start(self, starts: Sequence[SlotStart]) -> None:
         """Sequences take slots; one copy per array, however many start."""
@@ -82,7 +81,7 @@ class BlockState:
         put(self.min_p_M, [p.min_p for p in params])
         put(self.seed_M, [s.seed for s in starts])
         put(self.suppress_before_M, [s.prompt_len + s.params.min_tokens for s in starts])
-        suppressed = np.full((len(starts), MAX_SUPPRESSED), self.mask_token_id, np.int64)
+        suppressed = np.full((len(starts), self.suppressed_MK.shape[1]), self.mask_token_id)
         for row, start in zip(suppressed, starts, strict=True):
             row[: len(start.stop_token_ids)] = start.stop_token_ids
         put(self.suppressed_MK, suppressed)

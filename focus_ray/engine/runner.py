@@ -132,7 +132,7 @@ class Runner:
         state, block_length = self.state, self.state.block_length
         shape = (len(slots_N), block_length)
         num_positions = shape[0] * shape[1]
-        num_top = plan.num_top_logprobs or 0
+        num_top = min(plan.num_top_logprobs or 0, self.vocab_size)
         token_T = torch.zeros(num_positions, dtype=torch.int64, device=state.device)
         confidence_T = torch.zeros(num_positions, device=state.device)
         logprob_T = torch.zeros(num_positions, device=state.device)

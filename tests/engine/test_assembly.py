@@ -1,0 +1,40 @@
+"""The step that measures memory must be the hungriest a request can cause."""
+
+import pytest
+
+from focus_ray.config import EngineConfig
+from focus_ray.engine import assembly, runner
+
+
+@pytest.mark.parametrize(
+    ("max_num_seqs", "batched"),
+    [
+        pytest.param(3, 256, id="prefill takes what decoding leaves"),
+        pytest.param(40, 16, id="decoding alone is above the budget"),
+    ],
+)
+def test_the_rehearsal_draws_filters_and_reports_in_every_slot(
+    golden_sdar, monkeypatch, max_num_seqs, batched
+):
+    drawn, choose = [], runner.choose_tokens
+
+    def watch(logits_RV, params, **options):
+        drawn.append((len(logits_RV), bool((params.temperature_R > 0).all()), options))
+        return choose(logits_RV, params, **options)
+
+    monkeypatch.setattr(runner, "choose_tokens", watch)
+    config = EngineConfig(
+        model=golden_sdar.path,
+        device=golden_sdar.device,
+        block_length=16,
+        num_pages=64,
+        max_num_seqs=max_num_seqs,
+    )
+    made = assembly.assemble(config).runner
+    drawn.clear()
+    assembly._rehearse(made, batched, 1024)
+    (rows, all_sampled, options) = drawn[0]
+    assert rows == max_num_seqs * 16
+    assert all_sampled
+    assert options["any_sampled"]
+    assert options["any_filtered"]
