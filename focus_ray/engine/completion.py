@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from focus_ray.engine.detokenizer import Detokenizer
 from focus_ray.engine.outputs import FinishReason, TokenDelta, TokenLogprob
-from focus_ray.engine.repetition import first_repetition
+from focus_ray.engine.repetition import RepetitionWatch
 from focus_ray.engine.request import Sequence
 from focus_ray.engine.scheduler import NewTokens
 from focus_ray.engine.stop_strings import StopStrings
@@ -34,8 +34,9 @@ class Completion:
         params = sequence.params
         self._detokenizer = Detokenizer(tokenizer, params)
         self._stops = StopStrings(params.stop, params.include_stop_str_in_output)
-        self._token_ids: list[int] = []
-        self._watches_tokens = bool(params.stop) or params.repetition_detection is not None
+        self._num_tokens = 0
+        rule = params.repetition_detection
+        self._repetition = None if rule is None else RepetitionWatch(rule)
 
     def take(self, new: NewTokens) -> TokenDelta:
         """The delta for tokens that became final; carries a finish reason if they end it."""
@@ -44,12 +45,12 @@ class Completion:
         num_taken = 0
         for run in self._runs(new.token_ids):
             num_taken += len(run)
-            self._token_ids += run
+            self._num_tokens += len(run)
             run_text, end = self._take_run(run)
             text += run_text
             if end is not None:
                 break
-        if end is None and len(self._token_ids) == self.sequence.params.max_tokens:
+        if end is None and self._num_tokens == self.sequence.params.max_tokens:
             end = _End("length")
         if end is not None:
             text += self._flush()
@@ -62,7 +63,7 @@ class Completion:
 
     def _runs(self, token_ids: list[int]) -> list[list[int]]:
         """One run, or token by token where the exact token that ends the text must be known."""
-        if self._watches_tokens:
+        if self.sequence.params.stop or self._repetition is not None:
             return [[token_id] for token_id in token_ids]
         for i, token_id in enumerate(token_ids):
             if token_id in self.sequence.stop_token_ids:
@@ -77,16 +78,13 @@ class Completion:
         text = self._show(run)
         if self._stops.matched is not None:
             return text, _End("stop", self._stops.matched)
-        rule = params.repetition_detection
-        if rule is not None and first_repetition(
-            self._token_ids, len(self._token_ids) - len(run), rule
-        ):
+        if self._repetition is not None and self._repetition.append(run[-1]):
             return text, _End("stop", REPETITION)
         return text, None
 
     def _show(self, token_ids: list[int]) -> str:
         text = self._detokenizer.append(token_ids)
-        if len(self._token_ids) <= self.sequence.params.min_tokens:
+        if self._num_tokens <= self.sequence.params.min_tokens:
             return text
         return self._stops.append(text)
 

@@ -2,47 +2,33 @@
 
 The rule is that of ``RepetitionDetection``: for some pattern size in its range, the last
 ``min_count * size`` tokens are one pattern ``min_count`` times in a row. That is the same as saying
-that each of the last ``(min_count - 1) * size`` tokens equals the one ``size`` places before it,
-which is what is compared here.
+that each of the last ``(min_count - 1) * size`` tokens equals the one ``size`` places before it.
+How many in a row do is counted for every size at once (S sizes), so that a token costs the same
+whatever came before: looking back instead took 3 ms a token where a client asked for the widest
+rule and the output almost repeated itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import numpy as np
 
 from focus_ray.sampling import RepetitionDetection
 
 
-def is_repeating(token_ids: Sequence[int], rule: RepetitionDetection) -> bool:
-    """Whether ``token_ids`` end in a repetition."""
-    return _ends_in_repetition(token_ids, len(token_ids), rule)
+class RepetitionWatch:
+    """Watches one completion, from its first token on."""
 
+    def __init__(self, rule: RepetitionDetection) -> None:
+        sizes_S = np.arange(rule.min_pattern_size, rule.max_pattern_size + 1)
+        self._needed_S = (rule.min_count - 1) * sizes_S
+        self._equal_S = np.zeros_like(sizes_S)  # tokens in a row that equal the one a size before
+        self._newest_first = np.full(rule.max_pattern_size, -1)
+        self._shortest = rule.min_pattern_size
 
-def first_repetition(
-    token_ids: Sequence[int], new_from: int, rule: RepetitionDetection
-) -> int | None:
-    """Where a repetition is first complete among tokens that arrived together.
-
-    Args:
-        token_ids: all tokens of the output.
-        new_from: how many of them were looked at before.
-
-    Returns:
-        The number of tokens up to and including the one that completes the first repetition at or
-        after ``new_from``; None if there is none.
-    """
-    for end in range(new_from + 1, len(token_ids) + 1):
-        if _ends_in_repetition(token_ids, end, rule):
-            return end
-    return None
-
-
-def _ends_in_repetition(token_ids: Sequence[int], end: int, rule: RepetitionDetection) -> bool:
-    longest = min(rule.max_pattern_size, end // rule.min_count)
-    for size in range(rule.min_pattern_size, longest + 1):
-        if token_ids[end - 1] != token_ids[end - 1 - size]:
-            continue  # settles nearly every size without copying
-        start = end - (rule.min_count - 1) * size
-        if token_ids[start:end] == token_ids[start - size : end - size]:
-            return True
-    return False
+    def append(self, token_id: int) -> bool:
+        """Take up a token; True if the tokens so far end in a repetition."""
+        before_S = self._newest_first[self._shortest - 1 :]
+        self._equal_S = (self._equal_S + 1) * (before_S == token_id)
+        self._newest_first[1:] = self._newest_first[:-1]
+        self._newest_first[0] = token_id
+        return bool((self._equal_S >= self._needed_S).any())

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from focus_ray.engine.repetition import first_repetition, is_repeating
+from focus_ray.engine.repetition import RepetitionWatch
 from focus_ray.sampling import RepetitionDetection
 
 RULE = RepetitionDetection(min_pattern_size=2, max_pattern_size=4, min_count=3)
@@ -19,6 +19,11 @@ def ends_in_repetition(token_ids: list[int], rule: RepetitionDetection) -> bool:
         and token_ids[-size * rule.min_count :] == token_ids[-size:] * rule.min_count
         for size in range(rule.min_pattern_size, rule.max_pattern_size + 1)
     )
+
+
+def is_repeating(token_ids: list[int], rule: RepetitionDetection) -> bool:
+    watch = RepetitionWatch(rule)
+    return [False, *map(watch.append, token_ids)][-1]
 
 
 @pytest.mark.parametrize(
@@ -45,32 +50,19 @@ def test_benchmark_protocol_defaults() -> None:
     assert not is_repeating([50, *pattern * 2, *pattern[:7]], RepetitionDetection())
 
 
-def test_first_position_of_a_run_wins() -> None:
-    token_ids = [9, 1, 2, 1, 2, 1, 2, 1, 2]
-    assert first_repetition(token_ids, 0, RULE) == 7
-    assert first_repetition(token_ids, 7, RULE) == 8, "2 1 2 1 2 1"
-    assert first_repetition(token_ids, 9, RULE) is None
-
-
-def test_equals_the_definition_on_random_tokens() -> None:
+def test_equals_the_definition_after_every_random_token() -> None:
     rng = random.Random(0)
     num_found = 0
-    for _ in range(2000):
+    for _ in range(1000):
         rule = RepetitionDetection(
             min_pattern_size=rng.randrange(1, 3),
             max_pattern_size=rng.randrange(3, 6),
             min_count=rng.randrange(2, 5),
         )
-        token_ids = rng.choices([1, 2], k=rng.randrange(1, 16))
-        new_from = rng.randrange(len(token_ids) + 1)
-        expected = next(
-            (
-                end
-                for end in range(new_from + 1, len(token_ids) + 1)
-                if ends_in_repetition(token_ids[:end], rule)
-            ),
-            None,
-        )
-        assert first_repetition(token_ids, new_from, rule) == expected
-        num_found += expected is not None
+        token_ids = rng.choices([0, 1], k=16)
+        watch = RepetitionWatch(rule)
+        for end, token_id in enumerate(token_ids, start=1):
+            expected = ends_in_repetition(token_ids[:end], rule)
+            assert watch.append(token_id) is expected
+            num_found += expected
     assert num_found > 500
