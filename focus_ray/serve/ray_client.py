@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, cast
 
 from prometheus_client import Metric
@@ -53,8 +53,10 @@ class RayEngineClient:
                 async for chunk in response:
                     yield chunk
         finally:
-            # Merely dropping the response would let the engine run to the end.
-            response.cancel()  # type: ignore[no-untyped-call]
+            # Merely dropping the response would let the engine run to the end. A response that
+            # never reached a replica raises here once more what kept it from there.
+            with suppress(BackPressureError, *GONE):
+                response.cancel()  # type: ignore[no-untyped-call]
 
     async def describe(self) -> ModelInfo:
         """What the engines serve."""
