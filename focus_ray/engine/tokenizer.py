@@ -26,6 +26,11 @@ from focus_ray.engine.tokenizer_files import TokenizerFiles
 from focus_ray.engine.user_text import ShadowAlphabet, refuse_lone_surrogates
 from focus_ray.errors import CheckpointError, RequestRejected
 
+# What the library raises when its Rust code panics: no Exception, and nothing one can import.
+RUST_PANIC = "PanicException"
+# Most characters that a normaliser to NFC makes one of.
+NFC_CHARS = 4
+
 
 @dataclass(frozen=True)
 class ChatPrompt:
@@ -63,7 +68,10 @@ class Tokenizer:
         longest_first = sorted(self.added_tokens, key=len, reverse=True)
         self._added_pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
-        self.vocab_size = max(self._stock.get_vocab(with_added_tokens=True).values()) + 1
+        vocab = self._stock.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(vocab.values()) + 1
+        # A bound for byte-level tokenizers; others may drop spaces or take a strange word as one.
+        self.max_chars_per_token = NFC_CHARS * max(map(len, vocab))
         self.mask_token_id = self._id_of(files, "mask_token")
         self.eos_token_id = self._id_of(files, "eos_token")
         self._alphabet = ShadowAlphabet(self.added_tokens)
@@ -97,7 +105,7 @@ class Tokenizer:
             RequestRejected: ``text`` holds a lone surrogate.
         """
         refuse_lone_surrogates(text, param, param)
-        return self._encoder.encode(text, add_special_tokens=add_special_tokens).ids
+        return self._ids(text, add_special_tokens, param)
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of ``token_ids``; bytes that are no UTF-8 become U+FFFD."""
@@ -169,8 +177,27 @@ class Tokenizer:
         text = self._added_pattern.sub(
             lambda match: self._hidden_spellings[match[0]], str.__str__(shadowed)
         )
-        token_ids = self._encoder.encode(self._alphabet.plain(text), add_special_tokens=False).ids
+        token_ids = self._ids(self._alphabet.plain(text), False, "messages")
         return ChatPrompt(self._alphabet.plain(shadowed), token_ids)
+
+    def _ids(self, text: str, add_special_tokens: bool, param: str) -> list[int]:
+        """Ids of a text in the hidden spellings.
+
+        A batch of one, because that lets other threads run meanwhile, which ``encode`` does not.
+        """
+        try:
+            [encoding] = self._encoder.encode_batch_fast(
+                [text], add_special_tokens=add_special_tokens
+            )
+        except BaseException as error:
+            if type(error).__name__ != RUST_PANIC:
+                raise
+            raise RequestRejected(
+                f"{param}: the tokenizer gave up on this text of {len(text)} characters: {error}; "
+                "send less, or less that is alike",
+                param,
+            ) from error
+        return encoding.ids
 
     def _id_of(self, files: TokenizerFiles, role: str) -> int | None:
         spelling = files.named_tokens.get(role, "")

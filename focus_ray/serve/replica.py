@@ -39,6 +39,8 @@ class TokenizerFace(Protocol):
 
     @property
     def has_chat_template(self) -> bool: ...
+    @property
+    def max_chars_per_token(self) -> int: ...
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
     def token_text(self, token_id: int) -> str: ...
@@ -99,8 +101,9 @@ class Replica:
     async def generate(self, submission: Submission) -> AsyncGenerator[Chunk, None]:
         """Chunks of all completions, interleaved; closing aborts the engine's request."""
         with self._metrics.count_refusal():
-            prompt_token_ids = await asyncio.to_thread(self._encode, submission.prompt)
             prompt = submission.prompt
+            self._refuse_hopeless(prompt)
+            prompt_token_ids = await asyncio.to_thread(self._encode, prompt)
             request = GenerationRequest(
                 request_id=submission.request_id,
                 prompt_token_ids=prompt_token_ids,
@@ -128,8 +131,10 @@ class Replica:
     async def encode(self, prompt: Prompt, with_texts: bool) -> Encoded:
         """Token ids of a prompt, and each token as text if wanted."""
         token_ids = await asyncio.to_thread(self._encode, prompt)
-        texts = tuple(self._token_text(token_id) for token_id in token_ids) if with_texts else None
-        return Encoded(token_ids, texts)
+        if not with_texts:
+            return Encoded(token_ids)
+        texts = {token_id: self._token_text(token_id) for token_id in set(token_ids)}
+        return Encoded(token_ids, tuple(texts[token_id] for token_id in token_ids))
 
     async def decode(self, token_ids: Sequence[int]) -> str:
         """Text of token ids, special tokens included."""
@@ -153,6 +158,34 @@ class Replica:
     def shutdown(self) -> None:
         """Stop the engine."""
         self._engine.shutdown()
+
+    def _refuse_hopeless(self, prompt: Prompt) -> None:
+        """Refuse text that cannot fit the context before it costs seconds to find out by how much.
+
+        Raises:
+            RequestRejected: more messages than tokens, or more characters than those can hold.
+        """
+        context = self._engine.max_model_len
+        match prompt:
+            case TextPrompt(text):
+                param, length = "prompt", len(text)
+            case ChatPrompt(messages):
+                param, length = "messages", sum(len(turn["content"]) for turn in messages)
+                if len(messages) > context:
+                    raise RequestRejected(
+                        f"messages: {len(messages)} of them are more than the {context} tokens "
+                        "that this model takes; send fewer",
+                        param,
+                    )
+            case _:
+                return
+        tokenizer = self._need_tokenizer(param)
+        if length > context * tokenizer.max_chars_per_token:
+            raise RequestRejected(
+                f"{param}: {length} characters are more than the {context} tokens that this model "
+                "takes can hold; shorten them",
+                param,
+            )
 
     def _encode(self, prompt: Prompt) -> tuple[int, ...]:
         match prompt:

@@ -6,6 +6,7 @@ The stock side is transformers' fast tokenizer on the same files.
 from __future__ import annotations
 
 import random
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -295,6 +296,45 @@ def test_lone_surrogates_in_text_are_refused(qwen: Tokenizer) -> None:
     with pytest.raises(RequestRejected, match=r"U\+D83D at character 2") as caught:
         qwen.encode("ab\ud83d")
     assert caught.value.param == "prompt"
+
+
+def test_text_on_which_the_tokenizer_panics_is_refused(qwen: Tokenizer) -> None:
+    with pytest.raises(RequestRejected, match="gave up on this text") as caught:
+        qwen.encode(" " * 15_000_000)
+    assert caught.value.param == "prompt"
+    assert qwen.encode("still here")
+
+
+def test_other_threads_run_while_a_long_text_is_encoded(qwen: Tokenizer) -> None:
+    ticks, done = 0, threading.Event()
+
+    def tick() -> None:
+        nonlocal ticks
+        while not done.wait(0.001):
+            ticks += 1
+
+    ticker = threading.Thread(target=tick)
+    ticker.start()
+    before = ticks
+    encoding = threading.Thread(target=qwen.encode, args=("word " * 200_000,))
+    encoding.start()
+    encoding.join()
+    while_encoding = ticks - before
+    done.set()
+    ticker.join()
+    assert while_encoding > 10
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("the " * 1000, id="words"),
+        pytest.param(" " * 1000, id="spaces"),
+        pytest.param("\u03b1\u0314\u0342\u0345" * 1000, id="four characters that NFC makes one"),
+    ],
+)
+def test_no_text_has_more_characters_than_its_tokens_can_hold(qwen: Tokenizer, text: str) -> None:
+    assert len(text) <= qwen.max_chars_per_token * len(qwen.encode(text))
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ class CharTokenizer:
     """One token per character, its code point. Text without a frame gets a ``~``."""
 
     has_chat_template = True
+    max_chars_per_token = 2
 
     def encode(self, text, *, add_special_tokens=True):
         return [ord(char) for char in ("" if add_special_tokens else "~") + text]
