@@ -59,10 +59,13 @@ class SamplingParams(BaseModel):
     min_p: float = Field(0.0, ge=0.0, le=1.0, description="Floor relative to the best token.")
     seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="Same seed, same text.")
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
-        (), max_length=16, description="Strings that end the text; not part of it."
+        (), max_length=16, fail_fast=True, description="Strings that end the text; not part of it."
     )
     stop_token_ids: tuple[Annotated[int, Field(ge=0)], ...] = Field(
-        (), max_length=MAX_STOP_TOKEN_IDS, description="Token ids that end the text."
+        (),
+        max_length=MAX_STOP_TOKEN_IDS,
+        fail_fast=True,
+        description="Token ids that end the text.",
     )
     include_stop_str_in_output: bool = Field(False, description="Keep the stop string.")
     ignore_eos: bool = Field(False, description="Go on after end-of-text tokens.")

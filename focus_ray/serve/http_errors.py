@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse
 
 from focus_ray.errors import EngineDead, EngineOverloaded, RequestRejected
 from focus_ray.serve.replies import ErrorBody, ErrorReply
+from focus_ray.serve.strict import shortened
 
 
 class ModelNotFound(RequestRejected):
@@ -19,7 +20,8 @@ class ModelNotFound(RequestRejected):
 
     def __init__(self, name: str, served: tuple[str, ...]) -> None:
         super().__init__(
-            f"The model {name!r} does not exist; this server has {', '.join(served)}", "model"
+            f"The model {shortened(name)!r} does not exist; this server has {', '.join(served)}",
+            "model",
         )
 
 

@@ -14,7 +14,7 @@ from focus_ray.errors import RequestRejected
 from focus_ray.sampling import SamplingParams
 from focus_ray.serve.messages import ChatPrompt, Prompt, TextPrompt, TokenPrompt
 from focus_ray.serve.request_fields import GenerationFields, refuse_too_many
-from focus_ray.serve.strict import StrictModel, neutral
+from focus_ray.serve.strict import Listed, StrictModel, neutral
 
 # OpenAI's default for text completions.
 DEFAULT_COMPLETION_TOKENS = 16
@@ -22,7 +22,7 @@ ADD_SPECIAL_TOKENS = "Frame text as the checkpoint does, as with a first <s>; de
 
 NonEmptyText = Annotated[str, Field(min_length=1)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
-TokenIds = Annotated[list[TokenId], Field(min_length=1)]
+TokenIds = Annotated[Listed[TokenId], Field(min_length=1)]
 
 
 class TextPart(StrictModel):
@@ -40,7 +40,7 @@ def _content_kind(value: object) -> str | None:
 
 Content = Annotated[
     Annotated[str, Tag("<string>")]
-    | Annotated[list[TextPart], Field(min_length=1), Tag("<parts>")],
+    | Annotated[Listed[TextPart], Field(min_length=1), Tag("<parts>")],
     Discriminator(
         _content_kind,
         custom_error_type="wrong_type",
@@ -98,7 +98,7 @@ class TemplateFields(StrictModel):
 class ChatCompletionRequest(TemplateFields, GenerationFields):
     """Body of ``POST /v1/chat/completions``."""
 
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: Listed[ChatMessage] = Field(min_length=1)
     max_tokens: int | None = Field(None, description="Absent: what is left of the context.")
     max_completion_tokens: int | None = Field(None, description="The newer name of max_tokens.")
     logprobs: bool | None = Field(None, description="Report log-probabilities of the tokens.")
@@ -111,7 +111,7 @@ class ChatCompletionRequest(TemplateFields, GenerationFields):
         None, description="Without tools there is nothing to choose: none or auto."
     )
     parallel_tool_calls: bool | None = Field(None, description="Says nothing without tools.")
-    modalities: Annotated[list[str] | None, neutral(["text"])] = Field(
+    modalities: Annotated[Listed[str] | None, neutral(["text"])] = Field(
         None, description="Only text."
     )
     store: Annotated[bool | None, neutral(False)] = Field(None, description="Only false.")
@@ -164,9 +164,9 @@ def _prompt_kind(value: object) -> str | None:
 
 CompletionPrompt = Annotated[
     Annotated[NonEmptyText, Tag("<text>")]
-    | Annotated[list[NonEmptyText], Field(min_length=1), Tag("<texts>")]
+    | Annotated[Listed[NonEmptyText], Field(min_length=1), Tag("<texts>")]
     | Annotated[TokenIds, Tag("<ids>")]
-    | Annotated[list[TokenIds], Field(min_length=1), Tag("<lists of ids>")],
+    | Annotated[Listed[TokenIds], Field(min_length=1), Tag("<lists of ids>")],
     Discriminator(
         _prompt_kind,
         custom_error_type="wrong_type",
@@ -222,7 +222,7 @@ class TokenizeRequest(TemplateFields):
 
     model: str | None = Field(None, description="Served model name; absent: the served one.")
     prompt: str | None = Field(None, description="Ordinary text; special tokens are text too.")
-    messages: list[ChatMessage] | None = Field(None, min_length=1)
+    messages: Listed[ChatMessage] | None = Field(None, min_length=1)
     add_special_tokens: bool | None = Field(None, description=ADD_SPECIAL_TOKENS)
     return_token_strs: bool | None = Field(None, description="Also give each token as text.")
 
@@ -243,4 +243,4 @@ class DetokenizeRequest(StrictModel):
     """Body of ``POST /detokenize``."""
 
     model: str | None = Field(None, description="Served model name; absent: the served one.")
-    tokens: list[TokenId]
+    tokens: Listed[TokenId]

@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Discriminator, Field, Tag, ValidationError
 
 from focus_ray.errors import RequestRejected
 from focus_ray.sampling import RepetitionDetection, SamplingParams, Unmasking
-from focus_ray.serve.strict import StrictModel, neutral, refuse
+from focus_ray.serve.strict import Listed, StrictModel, neutral, refuse
 
 # Most completions one HTTP request may ask for: prompts times n.
 MAX_COMPLETIONS = 1024
@@ -40,7 +40,7 @@ def _stop_kind(value: object) -> str | None:
 
 
 Stop = Annotated[
-    Annotated[str, Tag("<string>")] | Annotated[list[str], Tag("<list>")],
+    Annotated[str, Tag("<string>")] | Annotated[Listed[str], Tag("<list>")],
     Discriminator(
         _stop_kind,
         custom_error_type="wrong_type",
@@ -62,7 +62,7 @@ class GenerationFields(StrictModel):
     min_p: float | None = Field(None, description="Floor relative to the best token, 0 to 1.")
     seed: int | None = Field(None, description="The same seed gives the same text.")
     stop: Stop | None = Field(None, description="Up to 16 strings that end the text.")
-    stop_token_ids: list[int] | None = Field(None, description="Token ids that end the text.")
+    stop_token_ids: Listed[int] | None = Field(None, description="Token ids that end the text.")
     min_tokens: int | None = Field(None, description="No stop before this many tokens.")
     ignore_eos: bool | None = Field(None, description="Go on after end-of-text tokens.")
     skip_special_tokens: bool | None = Field(

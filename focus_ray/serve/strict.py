@@ -8,9 +8,9 @@ strict ("12" is not 12, true is not 1) and fields unknown to the model are refus
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from focus_ray.errors import RequestRejected
@@ -25,6 +25,10 @@ class StrictModel(BaseModel):
 
 
 Body = TypeVar("Body", bound=StrictModel)
+Item = TypeVar("Item")
+
+# A list that is wrong in a million places is described once, at its first fault.
+Listed = Annotated[list[Item], Field(fail_fast=True)]
 
 
 def parse_body(model: type[Body], raw: bytes) -> Body:
@@ -55,6 +59,11 @@ def refuse(errors: Iterable[ErrorDetails], rename: dict[str, str] | None = None)
     raise RequestRejected(_sentence(first, param), param)
 
 
+def shortened(text: str) -> str:
+    """As much of a client's own text as an answer repeats."""
+    return text if len(text) <= MAX_QUOTED_CHARS else f"{text[:MAX_QUOTED_CHARS]}..."
+
+
 def neutral(*values: object) -> AfterValidator:
     """A parameter we know and do not support: accepted only where it changes nothing."""
 
@@ -75,16 +84,17 @@ def neutral(*values: object) -> AfterValidator:
 def _path(location: tuple[int | str, ...], rename: dict[str, str]) -> str | None:
     """``("messages", 0, "<list>", 1, "text")`` as ``messages[0][1].text``.
 
-    Parts in angle brackets are branches of a union, which no client ever wrote.
+    Parts in angle brackets after the first are branches of a union, which no client ever wrote. A
+    client's own names may be of any length; they are cut.
     """
     path = ""
     for part in location:
         if isinstance(part, int):
             path += f"[{part}]"
-        elif not part.startswith("<"):
-            name = part if path else rename.get(part, part)
+        elif not path or not part.startswith("<"):
+            name = shortened(part if path else rename.get(part, part))
             path += f".{name}" if path else name
-    return path or None
+    return path if location else None
 
 
 def _sentence(error: ErrorDetails, param: str | None) -> str:
@@ -106,5 +116,4 @@ def _sentence(error: ErrorDetails, param: str | None) -> str:
 
 
 def _quote(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= MAX_QUOTED_CHARS else f"{text[:MAX_QUOTED_CHARS]}..."
+    return shortened(repr(value))

@@ -5,12 +5,19 @@ from __future__ import annotations
 import json
 
 import pytest
+from pydantic import ValidationError
 
-from focus_ray.serve.protocol import ChatCompletionRequest
+from focus_ray.sampling import SamplingParams
+from focus_ray.serve.protocol import (
+    ChatCompletionRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+)
 
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
 HI = [{"role": "user", "content": "hi"}]
+MAX_MODEL_LEN = 4096
 
 
 def refused(response, status=400):
@@ -222,9 +229,70 @@ def test_neutral_values_are_accepted(server, neutral):
     assert server.post(CHAT, {"messages": HI, **neutral}).status_code == 200
 
 
-def test_extreme_prompts_keep_messages_short(server):
-    error = refused(server.post(TEXT, {"prompt": {"x": "y" * 100_000}}))
-    assert len(error["message"]) < 500
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        pytest.param({"prompt": {"x": "y" * 100_000}}, 400, id="value"),
+        pytest.param({"prompt": "x", "y" * 100_000: 1}, 400, id="name of a field"),
+        pytest.param({"prompt": "x", "model": "y" * 100_000}, 404, id="name of a model"),
+    ],
+)
+def test_answers_to_extreme_bodies_are_short(server, body, status):
+    response = server.post(TEXT, body)
+    refused(response, status)
+    assert len(response.content) < 500
+
+
+@pytest.mark.parametrize("name", ["", "<list>"], ids=["empty", "looks like one of our own"])
+def test_unknown_fields_of_any_name_are_named(server, name):
+    error = refused(server.post(TEXT, {"prompt": "x", name: 1}))
+    assert error["param"] == name
+    assert repr(name) in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("model", "body"),
+    [
+        pytest.param(ChatCompletionRequest, {"messages": [5] * 100}, id="messages"),
+        pytest.param(
+            ChatCompletionRequest,
+            {"messages": [{"role": "user", "content": [5] * 100}]},
+            id="parts",
+        ),
+        pytest.param(CompletionRequest, {"prompt": [1, *["x"] * 100]}, id="ids"),
+        pytest.param(CompletionRequest, {"prompt": [[1, *["x"] * 100]] * 100}, id="lists of ids"),
+        pytest.param(CompletionRequest, {"prompt": [""] * 100}, id="prompts"),
+        pytest.param(CompletionRequest, {"prompt": "x", "stop": [5] * 100}, id="stop"),
+        pytest.param(DetokenizeRequest, {"tokens": [-1] * 100}, id="tokens"),
+        pytest.param(SamplingParams, {"stop": [""] * 100}, id="empty stops"),
+        pytest.param(SamplingParams, {"stop_token_ids": [-1] * 100}, id="stop ids"),
+    ],
+)
+def test_a_list_is_read_to_its_first_fault(model, body):
+    """A body of a few MB with a fault in every item would else cost gigabytes to describe."""
+    with pytest.raises(ValidationError) as caught:
+        model.model_validate_json(json.dumps(body))
+    assert caught.value.error_count() == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        pytest.param(TEXT, {"prompt": "x" * (2 * MAX_MODEL_LEN + 1)}, "prompt", id="text"),
+        pytest.param(
+            CHAT,
+            {"messages": [{"role": "user", "content": "x" * MAX_MODEL_LEN}] * 3},
+            "messages",
+            id="conversation",
+        ),
+        pytest.param(CHAT, {"messages": HI * (MAX_MODEL_LEN + 1)}, "messages", id="turns"),
+    ],
+)
+def test_hopelessly_long_prompts_are_not_even_tokenized(server, monkeypatch, path, body, param):
+    monkeypatch.setattr(server.engine.tokenizer, "encode", None)
+    error = refused(server.post(path, body))
+    assert error["param"] == param
+    assert str(MAX_MODEL_LEN) in error["message"]
 
 
 def test_unknown_model(server):
