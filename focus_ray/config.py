@@ -10,6 +10,8 @@ from focus_ray.sampling import Unmasking
 
 DEFAULT_MODEL = "sdar-tiny"
 
+Decoding = Literal["block", "delayed", "focus"]
+
 
 class EngineConfig(BaseModel):
     """Configuration of one engine. Names follow vLLM where both mean the same thing."""
@@ -56,7 +58,16 @@ class EngineConfig(BaseModel):
     )
     enable_prefix_caching: bool = Field(True, description="Reuse KV pages of equal prefixes.")
 
-    decoding: Literal["block"] = Field("block", description="block: plain block diffusion.")
+    decoding: Decoding = Field(
+        "block",
+        description="block: whole blocks in every step. delayed: decoded tokens leave once their "
+        "KV is final. focus: unlikely tokens are left out of the later layers as well.",
+    )
+    focus_alpha: float = Field(
+        1.5,
+        ge=1.0,
+        description="focus: masked tokens retained, relative to the mean decoded per step.",
+    )
     block_length: PositiveInt | None = Field(
         None, le=64, description="Tokens per diffusion block; None: what the checkpoint says."
     )

@@ -169,6 +169,7 @@ class SdarDecoder(nn.Module):
         x_TD = self.embed_tokens(step.token_ids_T)
         cos_sin_T2r2 = self.rotary(step.positions_T)
         for layer_index, layer in enumerate(self.layers):
+            assert isinstance(layer, SdarLayer)
             layer_kv = cache.layer(layer_index)
             q_THd, k_TKd = layer.begin(x_TD, cos_sin_T2r2, step, layer_kv)
             if eviction is not None and layer_index == 0:

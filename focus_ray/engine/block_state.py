@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from focus_ray.engine.decoding import STRATEGY_CODES
+from focus_ray.engine.delayed import after_step
 from focus_ray.engine.plan import PageUpdate, SlotStart
 
 
@@ -45,6 +46,11 @@ class BlockState:
         self.decoded_MB = full((m, block_length), False, torch.bool)
         self.block_start_M = full((m,), 0, torch.int64)
         self.denoising_step_M = full((m,), 0, torch.int64)
+        self.uncached_MB = full((m, block_length), True, torch.bool)
+        self.warm_up_M = full((m,), True, torch.bool)
+        self.progress_M = full((m,), -1, torch.int64)
+        self.decoded_sum_M = full((m,), 0, torch.float32)
+        self.productive_steps_M = full((m,), 0, torch.int64)
         self.page_table_MP = full((m, pages_per_seq), 0, torch.int32)
 
         self.strategy_M = full((m,), 0, torch.int64)
@@ -72,6 +78,12 @@ class BlockState:
         put(self.decoded_MB, np.stack([s.block.decoded_B for s in starts]))
         put(self.block_start_M, [s.block_start for s in starts])
         put(self.denoising_step_M, [s.block.denoising_step for s in starts])
+        # the KV of a block in progress is not in the pages, whatever was decoded of it
+        self.uncached_MB[slots_N] = True
+        self.warm_up_M[slots_N] = True
+        self.progress_M[slots_N] = -1
+        self.decoded_sum_M[slots_N] = 0.0
+        self.productive_steps_M[slots_N] = 0
         put(self.strategy_M, [STRATEGY_CODES[p.unmasking] for p in params if p.unmasking])
         put(self.threshold_M, [p.confidence_threshold for p in params])
         put(self.denoising_steps_M, [p.denoising_steps for p in params])
@@ -96,18 +108,37 @@ class BlockState:
         where = (self._tensor(rows, torch.int64), self._tensor(columns, torch.int64))
         self.page_table_MP[where] = self._tensor(pages, torch.int32)
 
-    def advance(self, slots_N: Tensor, token_ids_NB: Tensor, decoded_NB: Tensor) -> None:
+    def advance(
+        self, slots_N: Tensor, token_ids_NB: Tensor, decoded_NB: Tensor, kept_NB: Tensor
+    ) -> None:
         """Store the blocks after a step; a block that was wholly decoded before it is committed.
 
-        A committed block makes place for the next one, all masked.
+        A committed block makes place for the next one, all masked and nothing of it computed.
+
+        Args:
+            kept_NB: bool, the tokens that went through all layers.
         """
-        committed_N = self.decoded_MB[slots_N].all(1)
+        before_NB = self.decoded_MB[slots_N]
+        committed_N = before_NB.all(1)
         committed_N1 = committed_N[:, None]
         self.token_ids_MB[slots_N] = token_ids_NB.masked_fill(committed_N1, self.mask_token_id)
         self.decoded_MB[slots_N] = decoded_NB & ~committed_N1
         self.block_start_M[slots_N] += committed_N * self.block_length
         step_N = self.denoising_step_M[slots_N] + 1
         self.denoising_step_M[slots_N] = step_N.masked_fill(committed_N, 0)
+
+        uncached_NB = after_step(self.uncached_MB[slots_N], before_NB)
+        self.uncached_MB[slots_N] = uncached_NB | committed_N1
+        self.warm_up_M[slots_N] = committed_N
+        position_B = torch.arange(self.block_length, device=self.device)
+        rightmost_N = torch.where(kept_NB, position_B, -1).amax(1)
+        progress_N = torch.maximum(self.progress_M[slots_N], rightmost_N)
+        self.progress_M[slots_N] = progress_N.masked_fill(committed_N, -1)
+        num_decoded_N = (decoded_NB & ~before_NB).sum(1)
+        sum_N = self.decoded_sum_M[slots_N] + num_decoded_N
+        self.decoded_sum_M[slots_N] = sum_N.masked_fill(committed_N, 0.0)
+        productive_N = self.productive_steps_M[slots_N] + (num_decoded_N > 0)
+        self.productive_steps_M[slots_N] = productive_N.masked_fill(committed_N, 0)
 
     def _tensor(self, values: object, dtype: torch.dtype) -> Tensor:
         return torch.as_tensor(np.asarray(values)).to(device=self.device, dtype=dtype)

@@ -116,7 +116,7 @@ class Engine:
         new_tokens = self._scheduler.apply(plan, result)
 
         self._totals["steps"] += 1
-        self._totals["processed_tokens"] += len(plan.decode_slots_N) * self.limits.block_length
+        self._totals["processed_tokens"] += int(result.num_processed_N.sum())
         self._totals["prefill_tokens"] += plan.num_prefill_tokens
         deltas = []
         for new in new_tokens:

@@ -54,11 +54,16 @@ class DenoisingStep:
 
 @dataclass(frozen=True)
 class RequestStats:
-    """Work and time one completion took. Times are seconds, counts are tokens or steps."""
+    """Work and time one completion took. Times are seconds, counts are tokens or steps.
+
+    ``processed_tokens`` entered layer 0 in decoding, ``retained_tokens`` of these the last layer;
+    the others were evicted.
+    """
 
     prompt_tokens: int = 0
     denoising_steps: int = 0
     processed_tokens: int = 0
+    retained_tokens: int = 0
     decoded_tokens: int = 0
     committed_blocks: int = 0
     prefill_tokens: int = 0

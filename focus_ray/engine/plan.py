@@ -108,6 +108,7 @@ class StepResult:
         decoded_NB: bool.
         confidences_NB: float32, probability under which a token newly decoded was chosen.
         logprobs_NB: float32, log probability of a token newly decoded at temperature 1.
+        num_processed_N, num_retained_N: int64, tokens that entered layer 0 and the last layer.
         top_ids_NBK, top_logprobs_NBK: best alternatives at each masked position, when asked for.
     """
 
@@ -115,5 +116,7 @@ class StepResult:
     decoded_NB: NDArray[np.bool_]
     confidences_NB: NDArray[np.float32]
     logprobs_NB: NDArray[np.float32]
+    num_processed_N: NDArray[np.int64]
+    num_retained_N: NDArray[np.int64]
     top_ids_NBK: NDArray[np.int64] | None = None
     top_logprobs_NBK: NDArray[np.float32] | None = None

@@ -60,6 +60,7 @@ class Sequence:
 
     denoising_steps: int = 0
     processed_tokens: int = 0
+    retained_tokens: int = 0
     decoded_tokens: int = 0
     committed_blocks: int = 0
     prefill_tokens: int = 0
@@ -156,6 +157,7 @@ class Sequence:
             prompt_tokens=self.prompt_len,
             denoising_steps=self.denoising_steps,
             processed_tokens=self.processed_tokens,
+            retained_tokens=self.retained_tokens,
             decoded_tokens=self.decoded_tokens,
             committed_blocks=self.committed_blocks,
             prefill_tokens=self.prefill_tokens,

@@ -1,7 +1,8 @@
 """One rank: the model, its KV pages, the block state, and one forward pass per step.
 
-Letters: N decoding slots, R rows of one block each (decoding first, then prefill), T = R * B
-tokens, B block length, P pages per row, D hidden size, Q masked positions that need logits.
+Letters: N decoding slots, R rows of one block each (decoding first, then prefill), T tokens of
+these that are processed, K decoding tokens that are retained, B block length, P pages per row,
+H hidden size, Q masked positions that need logits. A token's place is ``row * B + position``.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor
 from focus_ray.engine.block_state import BlockState
 from focus_ray.engine.decoding import choose_unmasked, quota
 from focus_ray.engine.plan import StepPlan, StepResult
+from focus_ray.engine.policy import DecodingPolicy
 from focus_ray.engine.sampler import RowParams, choose_tokens
 from focus_ray.models.base import BlockDiffusionModel
 from focus_ray.models.kv_cache import KVCache
@@ -43,15 +45,22 @@ class Runner:
         vocab_size: width of its logits.
         cache: KV pages of all layers.
         state: slots of the running sequences; the runner is its only writer.
+        policy: which tokens of a block a step processes and retains.
     """
 
     def __init__(
-        self, model: BlockDiffusionModel, vocab_size: int, cache: KVCache, state: BlockState
+        self,
+        model: BlockDiffusionModel,
+        vocab_size: int,
+        cache: KVCache,
+        state: BlockState,
+        policy: DecodingPolicy,
     ) -> None:
         self.model = model
         self.vocab_size = vocab_size
         self.cache = cache
         self.state = state
+        self.policy = policy
         self._offset_B = torch.arange(state.block_length, device=state.device)
 
     @torch.inference_mode()
@@ -61,14 +70,18 @@ class Runner:
         state.start(plan.starts)
         state.update_pages(plan.page_updates)
         slots_N = torch.as_tensor(plan.decode_slots_N, device=state.device)
-        hidden_TD = self.model(self._step_tensors(plan, slots_N), self.cache)
-
-        num_decode_tokens = len(slots_N) * state.block_length
         decoded_NB = state.decoded_MB[slots_N]
-        found = self._look(plan, slots_N, hidden_TD[:num_decode_tokens])
+        processed_NB = self.policy.processing_set(state, slots_N)
+        eviction = self.policy.eviction(state, slots_N, processed_NB)
+        hidden_TH = self.model(
+            self._step_tensors(plan, slots_N, processed_NB), self.cache, eviction
+        )
+        kept_NB = processed_NB if eviction is None else eviction.kept_NB
+
+        found = self._look(plan, slots_N, hidden_TH, kept_NB)
         chosen_NB = choose_unmasked(
             found.confidences_NB,
-            ~decoded_NB,
+            kept_NB & ~decoded_NB,
             strategy_N=state.strategy_M[slots_N],
             threshold_N=state.threshold_M[slots_N],
             quota_N=quota(
@@ -79,22 +92,24 @@ class Runner:
         )
         token_ids_NB = torch.where(chosen_NB, found.token_ids_NB, state.token_ids_MB[slots_N])
         decoded_NB = decoded_NB | chosen_NB
-        state.advance(slots_N, token_ids_NB, decoded_NB)
+        state.advance(slots_N, token_ids_NB, decoded_NB, kept_NB)
         return StepResult(
             token_ids_NB=token_ids_NB.to("cpu", torch.int32).numpy(),
             decoded_NB=decoded_NB.cpu().numpy(),
             confidences_NB=found.confidences_NB.cpu().numpy(),
             logprobs_NB=found.logprobs_NB.cpu().numpy(),
+            num_processed_N=processed_NB.sum(1).cpu().numpy(),
+            num_retained_N=kept_NB.sum(1).cpu().numpy(),
             top_ids_NBK=_to_numpy(found.top_ids_NBK),
             top_logprobs_NBK=_to_numpy(found.top_logprobs_NBK),
         )
 
-    def _step_tensors(self, plan: StepPlan, slots_N: Tensor) -> StepTensors:
+    def _step_tensors(self, plan: StepPlan, slots_N: Tensor, processed_NB: Tensor) -> StepTensors:
         """Every row is one block: blocks that decode, then the blocks of the prefill chunks."""
         state, block_length = self.state, self.state.block_length
         page_size = self.cache.page_size
         slots_R, starts_R = slots_N, state.block_start_M[slots_N]
-        ids_RB = state.token_ids_MB[slots_N]
+        ids_RB, processed_RB = state.token_ids_MB[slots_N], processed_NB
         if plan.prefill:
             blocks = [len(chunk.token_ids) // block_length for chunk in plan.prefill]
             prefill_slots = np.repeat([chunk.slot for chunk in plan.prefill], blocks)
@@ -105,30 +120,38 @@ class Runner:
                 ]
             )
             prefill_ids = np.concatenate([chunk.token_ids for chunk in plan.prefill])
+            prefill_ids_RB = self._int64(prefill_ids).view(-1, block_length)
             slots_R = torch.cat([slots_R, self._int64(prefill_slots)])
             starts_R = torch.cat([starts_R, self._int64(prefill_starts)])
-            ids_RB = torch.cat([ids_RB, self._int64(prefill_ids).view(-1, block_length)])
+            ids_RB = torch.cat([ids_RB, prefill_ids_RB])
+            processed_RB = torch.cat([processed_RB, torch.ones_like(prefill_ids_RB).bool()])
 
-        num_rows = len(slots_R)
         pages_needed = -(-plan.max_kv_len // page_size)
         page_table_RP = state.page_table_MP[slots_R, :pages_needed]
         page_R = page_table_RP.gather(1, (starts_R // page_size)[:, None])[:, 0].long()
         first_slot_R = page_R * page_size + starts_R % page_size
+        rightmost_R = torch.where(processed_RB, self._offset_B, -1).amax(1)
+        place_T = processed_RB.flatten().nonzero()[:, 0]
+        row_T, position_T = place_T // block_length, place_T % block_length
+        row_len_R = processed_RB.sum(1)
         return StepTensors(
-            token_ids_T=ids_RB.flatten(),
-            positions_T=(starts_R[:, None] + self._offset_B).flatten(),
-            kv_limit_T=(starts_R + block_length).int().repeat_interleave(block_length),
-            slot_T=(first_slot_R[:, None] + self._offset_B).flatten(),
+            token_ids_T=ids_RB.flatten()[place_T],
+            positions_T=starts_R[row_T] + position_T,
+            kv_limit_T=(starts_R + rightmost_R + 1).int()[row_T],
+            slot_T=first_slot_R[row_T] + position_T,
             page_table_SP=page_table_RP,
-            row_offsets_S1=torch.arange(
-                0, (num_rows + 1) * block_length, block_length, dtype=torch.int32
-            ).to(state.device),
+            row_offsets_S1=torch.cat([row_len_R.new_zeros(1), row_len_R.cumsum(0)]).int(),
             max_row_len=block_length,
             max_kv_len=plan.max_kv_len,
         )
 
-    def _look(self, plan: StepPlan, slots_N: Tensor, hidden_TD: Tensor) -> _Unmasking:
-        """Tokens and confidences of the masked positions; logits only where they can matter."""
+    def _look(
+        self, plan: StepPlan, slots_N: Tensor, hidden_TH: Tensor, kept_NB: Tensor
+    ) -> _Unmasking:
+        """Tokens and confidences of the retained masked positions; no other needs logits.
+
+        The first rows of ``hidden_TH`` are those of ``kept_NB``, in order of place.
+        """
         state, block_length = self.state, self.state.block_length
         shape = (len(slots_N), block_length)
         num_positions = shape[0] * shape[1]
@@ -139,23 +162,25 @@ class Runner:
         top_id_TK = token_T.new_zeros(num_positions, num_top)
         top_logprob_TK = logprob_T.new_zeros(num_positions, num_top)
 
-        masked_Q = (~state.decoded_MB[slots_N]).flatten().nonzero()[:, 0]
-        rows_at_once = max(1, LOGITS_BYTES // (4 * self.vocab_size))
-        for rows_Q in masked_Q.split(rows_at_once):
-            logits_QV = self.model.compute_logits(hidden_TD[rows_Q])
+        place_K = kept_NB.flatten().nonzero()[:, 0]
+        row_Q = (~state.decoded_MB[slots_N]).flatten()[place_K].nonzero()[:, 0]
+        at_once = max(1, LOGITS_BYTES // (4 * self.vocab_size))
+        for part_Q in row_Q.split(at_once):
+            logits_QV = self.model.compute_logits(hidden_TH[part_Q])
+            place_Q = place_K[part_Q]
             choice = choose_tokens(
                 logits_QV,
-                self._row_params(plan, slots_N, rows_Q),
+                self._row_params(plan, slots_N, place_Q),
                 mask_token_id=state.mask_token_id,
                 any_sampled=plan.any_sampled,
                 any_filtered=plan.any_filtered,
             )
-            token_T[rows_Q] = choice.token_R
-            confidence_T[rows_Q] = choice.confidence_R
-            logprob_T[rows_Q] = choice.logprob_R
+            token_T[place_Q] = choice.token_R
+            confidence_T[place_Q] = choice.confidence_R
+            logprob_T[place_Q] = choice.logprob_R
             if num_top:
                 best = logits_QV.log_softmax(1).topk(num_top, dim=1)
-                top_id_TK[rows_Q], top_logprob_TK[rows_Q] = best.indices, best.values
+                top_id_TK[place_Q], top_logprob_TK[place_Q] = best.indices, best.values
         return _Unmasking(
             token_T.view(shape),
             confidence_T.view(shape),

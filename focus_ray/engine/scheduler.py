@@ -73,7 +73,7 @@ class Scheduler:
         self._emitted_end_M = np.zeros(m, np.int64)
         self._limit_M = np.zeros(m, np.int64)
         self._step_M = np.zeros(m, np.int64)
-        self._denoised_M = np.zeros((m, 3), np.int64)
+        self._denoised_M = np.zeros((m, 4), np.int64)
         self._wants_M = np.zeros((m, 4), np.int64)
         self._token_ids_MB = np.zeros((m, b), np.int32)
         self._decoded_MB = np.zeros((m, b), np.bool_)
@@ -282,7 +282,8 @@ class Scheduler:
         )
         self._step_M[slots_N] += 1
         self._denoised_M[slots_N, 0] += ~committed_N
-        self._denoised_M[slots_N, 1] += self.limits.block_length
+        self._denoised_M[slots_N, 1] += result.num_processed_N
+        self._denoised_M[slots_N, 3] += result.num_retained_N
         self._denoised_M[slots_N, 2] += newly_NB.sum(1)
         self.num_decoded_tokens += int(newly_NB.sum())
 
@@ -375,8 +376,9 @@ class Scheduler:
 
     def _settle_counts(self, sequence: Sequence) -> None:
         """Move a slot's counters into its sequence."""
-        steps, processed, decoded = self._denoised_M[sequence.slot].tolist()
+        steps, processed, decoded, retained = self._denoised_M[sequence.slot].tolist()
         self._denoised_M[sequence.slot] = 0
         sequence.denoising_steps += steps
         sequence.processed_tokens += processed
+        sequence.retained_tokens += retained
         sequence.decoded_tokens += decoded

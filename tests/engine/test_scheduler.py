@@ -43,6 +43,8 @@ class FakeRunner:
             np.array(decoded, bool).reshape(n, B),
             np.ones((n, B), np.float32),
             np.zeros((n, B), np.float32),
+            np.full(n, B),
+            np.full(n, B),
         )
 
 

@@ -1,0 +1,189 @@
+"""Delayed cache and eviction in the engine: what stays exact, what is saved, what always holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from focus_ray.config import EngineConfig
+from focus_ray.engine.engine import Engine
+from focus_ray.engine.outputs import GenerationRequest, RequestStats
+from focus_ray.engine.runner import Runner
+from focus_ray.sampling import SamplingParams
+
+
+def make_engine(model, decoding, **overrides):
+    settings = {
+        "model": model.path,
+        "device": model.device,
+        "dtype": "float32",
+        "decoding": decoding,
+        "block_length": 16,
+        "num_pages": 200,
+        "max_num_seqs": 32,
+        "confidence_threshold": 0.5,
+    }
+    return Engine(EngineConfig(**{**settings, **overrides}))
+
+
+def requests(count, seed=0, sampled=True):
+    """Prompts of many lengths; every other request draws its tokens."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for i in range(count):
+        prompt = rng.integers(2, 500, size=rng.integers(1, 70)).tolist()
+        draws = {"temperature": 0.8, "top_k": 50, "seed": i} if sampled and i % 2 else {}
+        params = {"max_tokens": 5 + 11 * i % 60, "ignore_eos": True, "temperature": 0.0, **draws}
+        made.append(GenerationRequest(str(i), tuple(prompt), SamplingParams(**params)))
+    return made
+
+
+def run(engine, items):
+    """Tokens and stats of every request."""
+    tokens: dict[str, list[int]] = {}
+    stats: dict[str, RequestStats] = {}
+    for item in items:
+        engine.add(item)
+    while engine.has_unfinished():
+        for delta in engine.step():
+            tokens.setdefault(delta.request_id, []).extend(delta.token_ids)
+            if delta.stats is not None:
+                stats[delta.request_id] = delta.stats
+    return tokens, stats
+
+
+@pytest.mark.parametrize("decoding", ["delayed", "focus"])
+def test_company_changes_no_token(golden_sdar, decoding):
+    engine = make_engine(golden_sdar, decoding, enable_prefix_caching=False)
+    alone = {item.request_id: run(engine, [item])[0][item.request_id] for item in requests(24)}
+    together, _ = run(make_engine(golden_sdar, decoding), requests(24))
+    assert together == alone
+
+
+def test_an_alpha_that_evicts_nothing_is_the_delayed_cache(golden_sdar):
+    delayed, without = run(make_engine(golden_sdar, "delayed"), requests(24))
+    focus, stats = run(make_engine(golden_sdar, "focus", focus_alpha=1000.0), requests(24))
+    assert focus == delayed
+    assert all(s.retained_tokens == s.processed_tokens for s in stats.values())
+    assert all(s.processed_tokens == without[name].processed_tokens for name, s in stats.items())
+
+
+@pytest.mark.parametrize("decoding", ["delayed", "focus"])
+@pytest.mark.parametrize(
+    ("block_length", "share"),
+    [
+        # a random model that decodes half of a small block at once leaves little to evict
+        pytest.param(4, 1.1, id="smallest blocks"),
+        pytest.param(16, 0.9, id="half a page"),
+        pytest.param(64, 0.8, id="largest blocks"),
+    ],
+)
+def test_less_is_computed(golden_sdar, decoding, block_length, share):
+    items = requests(16, sampled=False)
+    settings = {"block_length": block_length, "confidence_threshold": 0.9}
+    _, whole = run(make_engine(golden_sdar, "block", **settings), items)
+    tokens, less = run(make_engine(golden_sdar, decoding, **settings), items)
+    assert [len(tokens[item.request_id]) for item in items] == [
+        item.params.max_tokens for item in items
+    ]
+
+    def per_decoded(stats, name):
+        done = sum(s.decoded_tokens for s in stats.values())
+        return sum(getattr(s, name) for s in stats.values()) / done
+
+    assert per_decoded(whole, "retained_tokens") == per_decoded(whole, "processed_tokens")
+    bound = share * per_decoded(whole, "retained_tokens")
+    assert per_decoded(less, "retained_tokens") < bound
+
+
+@pytest.mark.parametrize("decoding", ["delayed", "focus"])
+def test_preemption_and_aborts_lose_nothing(golden_sdar, decoding):
+    engine = make_engine(golden_sdar, decoding, num_pages=10, max_model_len=160)
+    items = requests(32)
+    rng = np.random.default_rng(0)
+    for item in items:
+        engine.add(item)
+    lengths: dict[str, int] = {}
+    aborted = set()
+    while engine.has_unfinished():
+        for delta in engine.step():
+            count = lengths.get(delta.request_id, 0) + len(delta.token_ids)
+            lengths[delta.request_id] = count
+        if rng.random() < 0.05 and engine.running_requests:
+            victim = rng.choice(sorted(engine.running_requests))
+            engine.abort(victim)
+            aborted.add(victim)
+    assert engine.load().num_preemptions > 5
+    assert engine.load().free_pages == 10
+    for item in items:
+        if item.request_id not in aborted:
+            assert lengths[item.request_id] == item.params.max_tokens
+
+
+@dataclass
+class Watch:
+    """Every step's sets, as the runner's state sees them."""
+
+    runner: Runner
+
+    def steps(self, engine) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Decoded before, processed, retained and progress before, per decoding slot."""
+        seen = []
+        policy, advance = self.runner.policy, self.runner.state.advance
+        state = self.runner.state
+
+        def watched(slots_N, token_ids_NB, decoded_NB, kept_NB):
+            before = state.decoded_MB[slots_N].clone(), policy.processing_set(state, slots_N)
+            seen.append((*before, kept_NB.clone(), state.progress_M[slots_N].clone()))
+            advance(slots_N, token_ids_NB, decoded_NB, kept_NB)
+
+        state.advance = watched
+        while engine.has_unfinished():
+            engine.step()
+            yield from seen
+            seen.clear()
+
+
+@pytest.mark.parametrize("alpha", [1.0, 1.5, 3.0])
+def test_invariants_hold_in_every_step(golden_sdar, alpha):
+    engine = make_engine(golden_sdar, "focus", focus_alpha=alpha, num_pages=40, max_model_len=160)
+    for item in requests(24, seed=3):
+        engine.add(item)
+    evicted = 0
+    for decoded_NB, processed_NB, kept_NB, progress_N in Watch(engine._runner).steps(engine):
+        masked_NB = ~decoded_NB
+        assert not (masked_NB & ~processed_NB).any()  # every masked token is taken up
+        assert not (kept_NB & ~processed_NB).any()
+        assert not (processed_NB & decoded_NB & ~kept_NB).any()  # decoded ones always go on
+        assert ((kept_NB & masked_NB).any(1) == masked_NB.any(1)).all()
+        position_B = torch.arange(kept_NB.shape[1], device=kept_NB.device)
+        rightmost_N1 = torch.where(kept_NB & masked_NB, position_B, -1).amax(1, keepdim=True)
+        hole_NB = masked_NB & ~kept_NB & (position_B < rightmost_N1)
+        assert not (hole_NB & (position_B > progress_N[:, None])).any()
+        evicted += int((processed_NB & ~kept_NB).sum())
+    assert evicted > 100
+
+
+def test_one_layer_cannot_compare_two(golden_sdar, tmp_path):
+    import json
+    from pathlib import Path
+
+    from safetensors.torch import load_file, save_file
+
+    source = Path(golden_sdar.path)
+    weights = load_file(source / "model.safetensors")
+    save_file(
+        {n: t for n, t in weights.items() if ".layers." not in n or ".layers.0." in n},
+        tmp_path / "model.safetensors",
+    )
+    config = json.loads((source / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
+    model = golden_sdar._replace(path=str(tmp_path))
+    with pytest.raises(ValueError, match="layers 0 and 1, this model has 1"):
+        make_engine(model, "focus")
+    run(make_engine(model, "delayed"), requests(2))
