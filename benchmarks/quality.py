@@ -66,6 +66,16 @@ class Decoding:
 
 
 @dataclass(frozen=True)
+class Work:
+    """Tokens that decoding computed: all entered layer 0, the retained ones went to the end."""
+
+    denoising_steps: int
+    decoded_tokens: int
+    processed_per_decoded: float
+    retained_per_decoded: float
+
+
+@dataclass(frozen=True)
 class Signal:
     """AUC over steps: does a score rank the tokens decoded in the step above the others?"""
 
@@ -216,14 +226,27 @@ def scores_of(tasks: Sequence[Task], outputs: Sequence[RequestOutput]) -> dict[s
     return {name: Score(sum(right), len(right)) for name, right in hits.items()}
 
 
+def work_of(outputs: Sequence[RequestOutput]) -> Work:
+    """What decoding cost, over all requests."""
+    stats = [output.stats for output in outputs]
+    decoded = sum(item.decoded_tokens for item in stats)
+    return Work(
+        denoising_steps=sum(item.denoising_steps for item in stats),
+        decoded_tokens=decoded,
+        processed_per_decoded=sum(item.processed_tokens for item in stats) / decoded,
+        retained_per_decoded=sum(item.retained_tokens for item in stats) / decoded,
+    )
+
+
 def print_report(
     console: Console,
-    threshold: float,
+    title: str,
     scores: dict[str, Score],
     rows: dict[str, Decoding | None],
+    work: Work,
     signal: Signal | None,
 ) -> None:
-    table = Table(title=f"Exact match, threshold {threshold}, greedy")
+    table = Table(title=f"Exact match, {title}")
     for column in ("task", "right", "of", "exact match", "95 % interval"):
         table.add_column(column, justify="left" if column == "task" else "right")
     for name, score in scores.items():
@@ -240,6 +263,10 @@ def print_report(
             numbers = (str(row.num_steps), f"{row.tokens_per_step:.2f}")
             table.add_row(name, *numbers, *(f"{share:.0%}" for share in shares))
     console.print(table)
+    console.print(
+        f"Work: {work.processed_per_decoded:.2f} tokens processed and "
+        f"{work.retained_per_decoded:.2f} taken past layer 1 per token decoded"
+    )
     if signal is not None:
         console.print(
             f"FOCUS signal, full answer blocks, {signal.num_steps} steps: AUC of the importance "
@@ -253,6 +280,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--threshold", type=float, action="append", help="may be repeated")
+    parser.add_argument("--decoding", default="block", choices=("block", "delayed", "focus"))
+    parser.add_argument("--focus-alpha", type=float, default=1.5)
     parser.add_argument("--word-problems", type=int, default=300)
     parser.add_argument("--others", type=int, default=30, help="problems of every other kind")
     parser.add_argument("--max-tokens", type=int, default=1024)
@@ -278,6 +307,8 @@ def main() -> None:
             device=args.device,
             dtype=args.dtype,
             record_trace=True,
+            decoding=args.decoding,
+            focus_alpha=args.focus_alpha,
             confidence_threshold=threshold,
         ) as llm:
             params = SamplingParams(max_tokens=args.max_tokens, temperature=0.0)
@@ -290,11 +321,15 @@ def main() -> None:
         scores = scores_of(tasks, outputs)
         rows = {"all": decoding_of(steps), "full answer blocks": decoding_of(full)}
         signal = signal_of(Replay(loaded.model), full, args.signal_steps)
-        print_report(console, threshold, scores, rows, signal)
+        title = f"{args.decoding}, threshold {threshold}, greedy"
+        work = work_of(outputs)
+        print_report(console, title, scores, rows, work, signal)
         report.append(
             {
                 "model": args.model,
                 "threshold": threshold,
+                "decoding": args.decoding,
+                "focus_alpha": args.focus_alpha if args.decoding == "focus" else None,
                 "block_length": block_length,
                 "device": _device_name(args.device),
                 "seconds": round(seconds, 1),
@@ -302,7 +337,8 @@ def main() -> None:
                     name: asdict(score) | {"share": score.share, "interval_95": score.interval}
                     for name, score in scores.items()
                 },
-                "decoding": {name: asdict(row) for name, row in rows.items() if row is not None},
+                "work": asdict(work),
+                "blocks": {name: asdict(row) for name, row in rows.items() if row is not None},
                 "focus_signal": None if signal is None else asdict(signal),
             }
         )
