@@ -8,8 +8,9 @@ import uuid
 from collections.abc import AsyncGenerator, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from http.client import HTTPException
 from typing import TYPE_CHECKING, Any, Protocol, Self
-from urllib.error import HTTPError, URLError
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from focus_ray.config import EngineConfig
@@ -123,10 +124,11 @@ class HttpBackend:
             for event in _events(reply):
                 if "error" in event:
                     raise ServerError(event["error"]["message"])
-                for choice in event["choices"]:
-                    text = choice["text"] if is_text else choice["delta"].get("content", "")
-                    finish_reason = choice["finish_reason"] or finish_reason
-                    yield Piece(text)
+                for choice in event.get("choices", ()):
+                    part = choice if is_text else choice.get("delta", {})
+                    text = part.get("text" if is_text else "content")
+                    finish_reason = choice.get("finish_reason") or finish_reason
+                    yield Piece(text or "")
                 if event.get("usage"):
                     yield Piece("", finish_reason, event["usage"])
 
@@ -136,8 +138,9 @@ class HttpBackend:
             reply: HTTPResponse = urlopen(request)
         except HTTPError as error:
             raise ServerError(f"{self._url + path}: {_reason(error)}") from None
-        except URLError as error:
-            raise ServerError(f"cannot reach {self._url}: {error.reason}") from None
+        except (OSError, HTTPException) as error:
+            reason = getattr(error, "reason", error)
+            raise ServerError(f"cannot reach {self._url}: {reason}") from None
         return reply
 
 
@@ -156,12 +159,32 @@ def _usage(chunk: Chunk, tokens: int) -> dict[str, Any] | None:
 
 
 def _events(reply: HTTPResponse) -> Iterator[dict[str, Any]]:
-    for line in reply:
-        data = line.decode().removeprefix("data: ").strip()
-        if data == "[DONE]":
-            return
-        if data:
-            yield json.loads(data)
+    """The events of a stream, up to its last one.
+
+    Raises:
+        ServerError: the stream ends without that one, or is none.
+    """
+    try:
+        for line in reply:
+            name, _, data = line.partition(b":")
+            if name != b"data":  # the line between two events, or a comment
+                continue
+            if data.strip() == b"[DONE]":
+                return
+            yield _event(data)
+    except (OSError, HTTPException) as error:
+        raise ServerError(f"the connection was lost in the middle of the answer: {error}") from None
+    raise ServerError("the server's answer ends in the middle; ask again")
+
+
+def _event(data: bytes) -> dict[str, Any]:
+    try:
+        event = json.loads(data)
+    except ValueError:
+        event = None
+    if not isinstance(event, dict):
+        raise ServerError(f"the server sent an event that is no JSON object: {data[:80]!r}")
+    return event
 
 
 def _reason(error: HTTPError) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import threading
 
 import pytest
 from typer.testing import CliRunner
@@ -53,6 +55,68 @@ def test_the_servers_words_are_shown(server, prompt, words):
     assert result.exit_code == 1
     assert words in result.stderr
     assert "Traceback" not in result.output
+
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
+HALF = b'data: {"choices": [{"delta": {"content": "half"}, "finish_reason": null}]}\n\n'
+
+
+@pytest.fixture
+def scripted():
+    """Serves one connection: sends these bytes, whatever is asked, and hangs up."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    threads = []
+
+    def serve(answer):
+        def run():
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(2**16)
+                connection.sendall(answer)
+
+        threads.append(threading.Thread(target=run))
+        threads[-1].start()
+        return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+    yield serve
+    for thread in threads:
+        thread.join()
+    listener.close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        pytest.param(b"", "cannot reach", id="hangs up"),
+        pytest.param(b"SSH-2.0-OpenSSH_9.6\r\n", "cannot reach", id="no HTTP"),
+        pytest.param(OK + HALF, "ends in the middle", id="stops in midstream"),
+        pytest.param(
+            OK.replace(b"\r\n\r\n", b"\r\nTransfer-Encoding: chunked\r\n\r\n5\r\ndata"),
+            "in the middle",
+            id="stops within a chunk",
+        ),
+        pytest.param(OK + b"<html>hello</html>\n", "ends in the middle", id="a page"),
+        pytest.param(OK + b"data: hello\n\n", "no JSON object", id="no JSON"),
+        pytest.param(OK + b"data: [1]\n\n", "no JSON object", id="no object"),
+        pytest.param(OK + b"data: \xff\n\n", "no JSON object", id="no UTF-8"),
+    ],
+)
+def test_an_answer_that_is_none_fails_in_words(scripted, answer, words):
+    result = runner.invoke(app, ["generate", "hi", "--url", scripted(answer)])
+    assert result.exit_code == 1
+    assert words in result.stderr
+    assert isinstance(result.exception, SystemExit)
+
+
+def test_streams_of_other_servers_are_understood(scripted):
+    answer = (
+        b": a comment\n\nevent: chunk\n"
+        b'data:{"choices": [{"delta": {"role": "assistant", "content": null}}]}\n\n'
+        b'data: {"choices": [{"delta": {"content": "hi"}, "finish_reason": "stop"}]}\n\n'
+        b"data: [DONE]\n\n"
+    )
+    result = runner.invoke(app, ["generate", "hi", "--url", scripted(OK + answer)])
+    assert (result.exit_code, result.stdout) == (0, "hi\n"), result.output
 
 
 def test_chat_survives_a_refusal(server):
