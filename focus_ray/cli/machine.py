@@ -145,19 +145,20 @@ def _model(name: str) -> Iterator[Finding]:
     from huggingface_hub import try_to_load_from_cache
 
     from focus_ray.models.checkpoint import CONFIG_FILE, bundled_models, resolve_checkpoint
+    from focus_ray.models.loading import find_weights
+    from focus_ray.models.spec import read_spec
 
     other = "name another one with --model"
     if name in bundled_models() or os.path.isdir(os.path.expanduser(name)) or "/" not in name:
         try:
             path = resolve_checkpoint(name)
+            read_spec(path)
+            files = {weight.file for weight in find_weights(path).values()}
         except FocusRayError as error:
             yield Finding("model", "missing", str(error), other)
             return
-        size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
-        if size:
-            yield Finding("model", "ok", f"{name}, {size / 2**20:.0f} MiB of weights")
-        else:
-            yield Finding("model", "missing", f"{path} holds no *.safetensors", other)
+        size = sum(file.stat().st_size for file in files)
+        yield Finding("model", "ok", f"{name}, {size / 2**20:.0f} MiB of weights")
         return
     try:
         cached = try_to_load_from_cache(name, CONFIG_FILE)

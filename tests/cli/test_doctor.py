@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from importlib.metadata import PackageNotFoundError
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -13,6 +14,7 @@ from focus_ray.cli import app, machine
 from focus_ray.cli.machine import Gpu, examine
 
 runner = CliRunner()
+GOLDEN_CONFIG = Path(__file__).parents[1] / "golden" / "models" / "sdar" / "config.json"
 
 
 def by_name(model="sdar-tiny", port=8000):
@@ -88,9 +90,21 @@ def test_model(monkeypatch, tmp_path, model, offline, status):
     assert finding.status == status, finding
 
 
-def test_a_directory_without_weights(tmp_path):
-    (tmp_path / "config.json").write_text("{}")
-    assert "no *.safetensors" in by_name(str(tmp_path))["model"].value
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        pytest.param({}, "no *.safetensors", id="no weights"),
+        pytest.param({"model.safetensors": "cut off"}, "cannot be read", id="broken weights"),
+        pytest.param({"config.json": "{"}, "cannot be read as JSON", id="broken config"),
+        pytest.param({"config.json": "{}"}, "architectures", id="config of something else"),
+    ],
+)
+def test_a_directory_that_is_no_checkpoint(tmp_path, files, words):
+    for name, text in ({"config.json": GOLDEN_CONFIG.read_text()} | files).items():
+        (tmp_path / name).write_text(text)
+    finding = by_name(str(tmp_path))["model"]
+    assert finding.status == "missing"
+    assert words in finding.value
 
 
 def test_a_taken_port():
