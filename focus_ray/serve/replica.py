@@ -103,6 +103,12 @@ class Replica:
         with self._metrics.count_refusal():
             prompt = submission.prompt
             self._refuse_hopeless(prompt)
+            if submission.params.stop and self._engine.tokenizer is None:
+                raise RequestRejected(
+                    "stop: this model has no tokenizer, so there is no text to stop at; "
+                    "use stop_token_ids",
+                    "stop",
+                )
             prompt_token_ids = await asyncio.to_thread(self._encode, prompt)
             request = GenerationRequest(
                 request_id=submission.request_id,

@@ -233,6 +233,7 @@ def test_a_model_without_tokenizer_takes_and_gives_ids(tokenless_server):
     ("path", "body", "param"),
     [
         ("/v1/completions", {"prompt": "text"}, "prompt"),
+        ("/v1/completions", {"prompt": [97], "stop": "a"}, "stop"),
         ("/v1/chat/completions", {"messages": HI}, "messages"),
         ("/tokenize", {"prompt": "text"}, "prompt"),
         ("/detokenize", {"tokens": [1]}, "tokens"),
