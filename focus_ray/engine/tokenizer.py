@@ -22,6 +22,7 @@ import tokenizers
 from tokenizers.decoders import DecodeStream
 
 from focus_ray.engine.chat_template import ChatTemplate, Messages
+from focus_ray.engine.token_bytes import token_bytes
 from focus_ray.engine.tokenizer_files import TokenizerFiles
 from focus_ray.engine.user_text import ShadowAlphabet, refuse_lone_surrogates
 from focus_ray.errors import CheckpointError, RequestRejected
@@ -114,6 +115,10 @@ class Tokenizer:
     def token_text(self, token_id: int) -> str:
         """The text of one token by itself, special or not; U+FFFD for part of a character."""
         return self.decode([token_id], skip_special_tokens=False)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What one token adds to a text, in UTF-8; exact for part of a character too."""
+        return token_bytes(self.token_text(token_id), self._stock.id_to_token(token_id))
 
     def new_decode_stream(self, skip_special_tokens: bool = True) -> TokenStream:
         return TokenStream(self._stock, skip_special_tokens)

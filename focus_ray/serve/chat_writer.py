@@ -116,9 +116,9 @@ def _logprobs(tokens: Sequence[TokenText]) -> ChatLogprobs:
             TokenLogprob(
                 token=token.text,
                 logprob=token.logprob,
-                bytes=list(token.text.encode()),
+                bytes=list(token.raw),
                 top_logprobs=[
-                    TopLogprob(token=top.text, logprob=top.logprob, bytes=list(top.text.encode()))
+                    TopLogprob(token=top.text, logprob=top.logprob, bytes=list(top.raw))
                     for top in token.top
                 ],
             )

@@ -51,10 +51,14 @@ class Submission:
 
 @dataclass(frozen=True)
 class TokenText:
-    """A token as text, with its natural-log probability."""
+    """A token as text, with its natural-log probability.
+
+    ``raw`` is its part of the text in UTF-8, ``text`` shows part of a character as U+FFFD.
+    """
 
     token_id: int
     text: str
+    raw: bytes
     logprob: float
     top: tuple[TokenText, ...] = ()
 

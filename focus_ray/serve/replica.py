@@ -44,6 +44,7 @@ class TokenizerFace(Protocol):
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
     def token_text(self, token_id: int) -> str: ...
+    def token_bytes(self, token_id: int) -> bytes: ...
     def apply_chat_template(
         self,
         messages: Sequence[Mapping[str, Any]],
@@ -241,7 +242,9 @@ class Replica:
         return replace(self._token(token.token_id, token.logprob), top=top)
 
     def _token(self, token_id: int, logprob: float) -> TokenText:
-        return TokenText(token_id, self._token_text(token_id), max(logprob, MIN_LOGPROB))
+        text, tokenizer = self._token_text(token_id), self._engine.tokenizer
+        raw = text.encode() if tokenizer is None else tokenizer.token_bytes(token_id)
+        return TokenText(token_id, text, raw, max(logprob, MIN_LOGPROB))
 
     def _token_text(self, token_id: int) -> str:
         tokenizer = self._engine.tokenizer

@@ -292,6 +292,13 @@ def test_lone_surrogates_in_messages_are_refused(
     assert caught.value.param == "messages"
 
 
+def test_bytes_of_tokens_make_up_the_text(qwen: Tokenizer) -> None:
+    text = "Gr\u00f6\u00dfe \u4f60\u597d \U00013080 \u16a0"
+    token_ids = qwen.encode(text)
+    assert any("\ufffd" in qwen.token_text(i) for i in token_ids), "no character is split"
+    assert b"".join(map(qwen.token_bytes, token_ids)).decode() == text
+
+
 def test_lone_surrogates_in_text_are_refused(qwen: Tokenizer) -> None:
     with pytest.raises(RequestRejected, match=r"U\+D83D at character 2") as caught:
         qwen.encode("ab\ud83d")

@@ -52,6 +52,9 @@ class CharTokenizer:
     def token_text(self, token_id):
         return chr(token_id)
 
+    def token_bytes(self, token_id):
+        return chr(token_id).encode()
+
     def apply_chat_template(
         self, messages, *, add_generation_prompt=True, tools=None, chat_template_kwargs=None
     ):
