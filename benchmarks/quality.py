@@ -108,6 +108,8 @@ def placed_steps(output: RequestOutput, block_length: int, mask_id: int) -> list
     placed = []
     blocks: dict[int, dict[int, int]] = {}
     for step in trace:
+        if step.is_commit:
+            continue
         start = step.block_start
         known = blocks.setdefault(
             start, {p: prompt[p] for p in range(start, min(start + block_length, len(prompt)))}

@@ -11,6 +11,10 @@ from focus_ray.sampling import Unmasking
 DEFAULT_MODEL = "sdar-tiny"
 
 Decoding = Literal["block", "delayed", "focus"]
+EvictionPolicy = Literal["delta", "leftmost"]
+
+DEFAULT_CONFIDENCE_THRESHOLD: dict[Decoding, float] = {"block": 0.9, "delayed": 0.9, "focus": 0.8}
+"""The values that FOCUS was published with (arXiv 2601.23278)."""
 
 
 class EngineConfig(BaseModel):
@@ -60,19 +64,40 @@ class EngineConfig(BaseModel):
 
     decoding: Decoding = Field(
         "block",
-        description="block: whole blocks in every step. delayed: decoded tokens leave once their "
-        "KV is final. focus: unlikely tokens are left out of the later layers as well.",
+        description="focus: tokens unlikely to be decoded are left out of the later layers. "
+        "delayed: only decoded tokens leave, once their KV is final. block: whole blocks.",
     )
     focus_alpha: float = Field(
         1.5,
         ge=1.0,
         description="focus: masked tokens retained, relative to the mean decoded per step.",
     )
+    eviction_policy: EvictionPolicy = Field(
+        "delta",
+        description="focus: retain by growth of importance from layer 0 to 1 (as published), or "
+        "the leftmost masked tokens, the others not computed at all.",
+    )
+    attend_cached: bool = Field(
+        False,
+        description="delayed, focus: also see decoded tokens right of the rightmost retained one.",
+    )
+    round_importance: bool = Field(
+        True,
+        description="focus: round importances to the model's dtype before they are compared, as "
+        "published; otherwise compare in float32.",
+    )
+    diagnose_recall_every: NonNegativeInt = Field(
+        0,
+        description="focus: in every so many steps run a second pass without eviction and count "
+        "how many of the tokens it would decode were retained; changes no token. 0: never.",
+    )
     block_length: PositiveInt | None = Field(
         None, le=64, description="Tokens per diffusion block; None: what the checkpoint says."
     )
     unmasking: Unmasking = Field("low_confidence_dynamic", description="Default unmasking rule.")
-    confidence_threshold: float = Field(0.9, ge=0.0, description="Default threshold (strict).")
+    confidence_threshold: float | None = Field(
+        None, ge=0.0, description="Default threshold (strict). None: 0.8 for focus, else 0.9."
+    )
     denoising_steps: PositiveInt | None = Field(
         None, description="Default steps per block; None: block_length, a quota of one."
     )

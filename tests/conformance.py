@@ -238,12 +238,13 @@ def generate(
             steps=tuple(
                 (
                     step.block_start,
-                    step.num_masked_before,
+                    len(step.masked),
                     step.positions,
                     step.token_ids,
                     step.confidences,
                 )
                 for step in output.trace or ()
+                if not step.is_commit
             ),
         )
         for case, output in zip(cases, outputs, strict=True)

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from focus_ray.config import EngineConfig
+from focus_ray.config import DEFAULT_CONFIDENCE_THRESHOLD, EngineConfig
 from focus_ray.engine.admission import RequestLimits
 from focus_ray.engine.block_state import BlockState
 from focus_ray.engine.memory import count_pages
@@ -174,6 +174,10 @@ def _default_params(config: EngineConfig, spec: ModelSpec) -> SamplingParams:
         top_p=spec.sampling.top_p,
         top_k=spec.sampling.top_k,
         unmasking=config.unmasking,
-        confidence_threshold=config.confidence_threshold,
+        confidence_threshold=(
+            DEFAULT_CONFIDENCE_THRESHOLD[config.decoding]
+            if config.confidence_threshold is None
+            else config.confidence_threshold
+        ),
         denoising_steps=config.denoising_steps or spec.block_length,
     )

@@ -7,7 +7,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Collection
-from dataclasses import replace
+from dataclasses import asdict, replace
 from hashlib import blake2b
 
 import numpy as np
@@ -116,7 +116,6 @@ class Engine:
         new_tokens = self._scheduler.apply(plan, result)
 
         self._totals["steps"] += 1
-        self._totals["processed_tokens"] += int(result.num_processed_N.sum())
         self._totals["prefill_tokens"] += plan.num_prefill_tokens
         deltas = []
         for new in new_tokens:
@@ -142,8 +141,6 @@ class Engine:
             free_pages=pool.num_free,
             total_pages=pool.num_pages,
             num_steps=self._totals["steps"],
-            processed_tokens=self._totals["processed_tokens"],
-            decoded_tokens=self._scheduler.num_decoded_tokens,
             prefill_tokens=self._totals["prefill_tokens"],
             cached_prefix_tokens=self._scheduler.num_cached_tokens,
             emitted_tokens=self._totals["emitted_tokens"],
@@ -151,6 +148,7 @@ class Engine:
             num_preemptions=self._scheduler.num_preemptions,
             finished=dict(self._finished),
             step_s=self._step_s,
+            **asdict(self._scheduler.counts),
         )
 
     def _resolve(self, request: GenerationRequest) -> SamplingParams:

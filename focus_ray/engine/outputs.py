@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from focus_ray.sampling import SamplingParams
@@ -40,31 +40,78 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class DenoisingStep:
-    """One denoising step of one sequence, as recorded under ``record_trace``.
+    """One step of one sequence's block, as recorded under ``record_trace``.
 
     Positions are absolute and ascending; confidences are probabilities in [0, 1].
+
+    Args:
+        masked: masked before the step; empty in the step that commits the block.
+        processed: entered layer 0.
+        retained: of these, went past layer 1; decoded tokens of the processing set always do.
+        positions, token_ids, confidences: what was decoded in the step.
+        masked_confidences: of each masked position; None where it was evicted.
+        importance_deltas: of each masked position; empty where nothing was decided by importance.
     """
 
     block_start: int
-    num_masked_before: int
+    masked: tuple[int, ...]
+    processed: tuple[int, ...]
+    retained: tuple[int, ...]
     positions: tuple[int, ...]
     token_ids: tuple[int, ...]
     confidences: tuple[float, ...]
+    masked_confidences: tuple[float | None, ...] = ()
+    importance_deltas: tuple[float, ...] = ()
+
+    @property
+    def is_commit(self) -> bool:
+        """Nothing was masked: the pass that makes the block's KV final."""
+        return not self.masked
 
 
-@dataclass(frozen=True)
-class RequestStats:
-    """Work and time one completion took. Times are seconds, counts are tokens or steps.
+@dataclass(frozen=True, kw_only=True)
+class DecodingCounts:
+    """What decoding computed, in tokens; prefill is not in it.
 
-    ``processed_tokens`` entered layer 0 in decoding, ``retained_tokens`` of these the last layer;
-    the others were evicted.
+    Args:
+        denoising_steps: steps of a sequence whose block had masks; commits do not count.
+        processed_tokens: entered layer 0, commits included.
+        retained_tokens: went past layer 1, commits included.
+        evicted_tokens: masked tokens that a step left out, after layer 1 or before layer 0.
+        decodable_tokens: in diagnosed steps, what would have been decoded without eviction.
+        recalled_tokens: of these, the retained ones.
     """
 
-    prompt_tokens: int = 0
     denoising_steps: int = 0
     processed_tokens: int = 0
     retained_tokens: int = 0
+    evicted_tokens: int = 0
     decoded_tokens: int = 0
+    decodable_tokens: int = 0
+    recalled_tokens: int = 0
+
+    def __add__(self, other: DecodingCounts) -> DecodingCounts:
+        names = (f.name for f in fields(DecodingCounts))
+        return DecodingCounts(
+            **{name: getattr(self, name) + getattr(other, name) for name in names}
+        )
+
+    @property
+    def tokens_per_step(self) -> float:
+        """Tokens decoded per sequence and denoising step; 0 without steps."""
+        return self.decoded_tokens / self.denoising_steps if self.denoising_steps else 0.0
+
+    @property
+    def eviction_recall(self) -> float | None:
+        """Share of the decodable tokens that were retained; None where no step was diagnosed."""
+        return self.recalled_tokens / self.decodable_tokens if self.decodable_tokens else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestStats(DecodingCounts):
+    """Work and time one completion took. Times are seconds, counts are tokens or steps."""
+
+    prompt_tokens: int = 0
     committed_blocks: int = 0
     prefill_tokens: int = 0
     cached_prefix_tokens: int = 0
@@ -137,17 +184,18 @@ class RequestOutput:
         return self.outputs[0].stats
 
 
-@dataclass(frozen=True)
-class EngineLoad:
-    """A snapshot of what an engine holds, for health, metrics and routing."""
+@dataclass(frozen=True, kw_only=True)
+class EngineLoad(DecodingCounts):
+    """A snapshot of what an engine holds and has done, for health, metrics and routing.
+
+    ``num_steps`` are passes of the whole batch; ``denoising_steps`` are summed over sequences.
+    """
 
     num_running: int
     num_waiting: int
     free_pages: int
     total_pages: int
     num_steps: int
-    processed_tokens: int
-    decoded_tokens: int
     prefill_tokens: int
     cached_prefix_tokens: int
     emitted_tokens: int

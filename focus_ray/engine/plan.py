@@ -108,15 +108,20 @@ class StepResult:
         decoded_NB: bool.
         confidences_NB: float32, probability under which a token newly decoded was chosen.
         logprobs_NB: float32, log probability of a token newly decoded at temperature 1.
-        num_processed_N, num_retained_N: int64, tokens that entered layer 0 and the last layer.
+        processed_NB, retained_NB: bool, tokens that entered layer 0, and those past layer 1.
         top_ids_NBK, top_logprobs_NBK: best alternatives at each masked position, when asked for.
+        deltas_NB: float32, change of importance of masked tokens; only for traces, and only where
+            it decided.
+        decodable_NB: bool, what the step would have decoded without eviction; only when diagnosed.
     """
 
     token_ids_NB: NDArray[np.int32]
     decoded_NB: NDArray[np.bool_]
     confidences_NB: NDArray[np.float32]
     logprobs_NB: NDArray[np.float32]
-    num_processed_N: NDArray[np.int64]
-    num_retained_N: NDArray[np.int64]
+    processed_NB: NDArray[np.bool_]
+    retained_NB: NDArray[np.bool_]
     top_ids_NBK: NDArray[np.int64] | None = None
     top_logprobs_NBK: NDArray[np.float32] | None = None
+    deltas_NB: NDArray[np.float32] | None = None
+    decodable_NB: NDArray[np.bool_] | None = None

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import Enum, auto
 
 import numpy as np
 
-from focus_ray.engine.outputs import DenoisingStep, RequestStats
+from focus_ray.engine.outputs import DecodingCounts, DenoisingStep, RequestStats
 from focus_ray.engine.pages import ROOT, PrefixMatch, TokenArray
 from focus_ray.engine.plan import BlockSnapshot
 from focus_ray.sampling import SamplingParams
@@ -58,10 +58,7 @@ class Sequence:
     top_logprobs: dict[int, tuple[tuple[int, float], ...]] = field(default_factory=dict)
     trace: list[DenoisingStep] = field(default_factory=list)
 
-    denoising_steps: int = 0
-    processed_tokens: int = 0
-    retained_tokens: int = 0
-    decoded_tokens: int = 0
+    counts: DecodingCounts = field(default_factory=DecodingCounts)
     committed_blocks: int = 0
     prefill_tokens: int = 0
     cached_prefix_tokens: int = 0
@@ -150,15 +147,16 @@ class Sequence:
         decoded = np.arange(self.block_length) < known
         return BlockSnapshot(token_ids, decoded, np.zeros(self.block_length, np.float32), 0)
 
+    def add_counts(self, counts: DecodingCounts) -> None:
+        """Take up what was counted while it sat in a slot."""
+        self.counts = self.counts + counts
+
     def stats(self) -> RequestStats:
         """Work and time so far."""
         now = time.monotonic()
         return RequestStats(
             prompt_tokens=self.prompt_len,
-            denoising_steps=self.denoising_steps,
-            processed_tokens=self.processed_tokens,
-            retained_tokens=self.retained_tokens,
-            decoded_tokens=self.decoded_tokens,
+            **asdict(self.counts),
             committed_blocks=self.committed_blocks,
             prefill_tokens=self.prefill_tokens,
             cached_prefix_tokens=self.cached_prefix_tokens,

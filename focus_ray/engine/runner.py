@@ -98,8 +98,8 @@ class Runner:
             decoded_NB=decoded_NB.cpu().numpy(),
             confidences_NB=found.confidences_NB.cpu().numpy(),
             logprobs_NB=found.logprobs_NB.cpu().numpy(),
-            num_processed_N=processed_NB.sum(1).cpu().numpy(),
-            num_retained_N=kept_NB.sum(1).cpu().numpy(),
+            processed_NB=processed_NB.cpu().numpy(),
+            retained_NB=kept_NB.cpu().numpy(),
             top_ids_NBK=_to_numpy(found.top_ids_NBK),
             top_logprobs_NBK=_to_numpy(found.top_logprobs_NBK),
         )

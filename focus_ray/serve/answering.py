@@ -15,6 +15,7 @@ from typing import Protocol
 from starlette.requests import Request
 from starlette.responses import Response
 
+from focus_ray.engine.outputs import DecodingCounts
 from focus_ray.errors import FocusRayError, RequestRejected
 from focus_ray.serve.client import EngineClient
 from focus_ray.serve.http_errors import body_of
@@ -54,7 +55,7 @@ class UsageCount:
         self._prompt_tokens = [0] * num_prompts
         self._cached_tokens = [0] * num_prompts
         self._completion_tokens = 0
-        self._denoising_steps = 0
+        self._counts = DecodingCounts()
 
     def take(self, prompt_index: int, chunk: Chunk) -> None:
         self._completion_tokens += len(chunk.token_ids)
@@ -62,7 +63,7 @@ class UsageCount:
             cached = max(self._cached_tokens[prompt_index], stats.cached_prefix_tokens)
             self._prompt_tokens[prompt_index] = stats.prompt_tokens
             self._cached_tokens[prompt_index] = min(cached, stats.prompt_tokens)
-            self._denoising_steps += stats.denoising_steps
+            self._counts += stats
 
     def usage(self) -> Usage:
         prompt_tokens = sum(self._prompt_tokens)
@@ -71,7 +72,11 @@ class UsageCount:
             completion_tokens=self._completion_tokens,
             total_tokens=prompt_tokens + self._completion_tokens,
             prompt_tokens_details=PromptTokensDetails(cached_tokens=sum(self._cached_tokens)),
-            denoising_steps=self._denoising_steps,
+            denoising_steps=self._counts.denoising_steps,
+            processed_tokens=self._counts.processed_tokens,
+            retained_tokens=self._counts.retained_tokens,
+            evicted_tokens=self._counts.evicted_tokens,
+            decoded_tokens=self._counts.decoded_tokens,
         )
 
 

@@ -51,7 +51,11 @@ class Usage(Reply):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
-    denoising_steps: int = Field(description="Forward passes that decoded these tokens.")
+    denoising_steps: int = Field(description="Denoising steps, summed over completions.")
+    processed_tokens: int = Field(description="Tokens that entered layer 0 in decoding.")
+    retained_tokens: int = Field(description="Of these, taken past layer 1.")
+    evicted_tokens: int = Field(description="Masked tokens that steps left out.")
+    decoded_tokens: int = Field(description="Masked tokens that became decoded.")
 
 
 class TopLogprob(Reply):

@@ -43,8 +43,8 @@ class FakeRunner:
             np.array(decoded, bool).reshape(n, B),
             np.ones((n, B), np.float32),
             np.zeros((n, B), np.float32),
-            np.full(n, B),
-            np.full(n, B),
+            np.ones((n, B), bool),
+            np.ones((n, B), bool),
         )
 
 
@@ -278,9 +278,12 @@ def test_a_trace_lists_every_step():
     made = sequence("a", 6, 6)
     sched.add(made)
     drive(sched, runner)
-    assert [step.positions for step in made.trace] == [(6,), (7,), (8,), (9,), (10,), (11,)]
-    assert [step.num_masked_before for step in made.trace] == [2, 1, 4, 3, 2, 1]
-    assert [step.block_start for step in made.trace] == [4, 4, 8, 8, 8, 8]
+    assert [step.positions for step in made.trace] == [(6,), (7,), (), (8,), (9,), (10,), (11,)]
+    assert [len(step.masked) for step in made.trace] == [2, 1, 0, 4, 3, 2, 1]
+    assert [step.is_commit for step in made.trace] == [False] * 2 + [True] + [False] * 4
+    assert [step.block_start for step in made.trace] == [4, 4, 4, 8, 8, 8, 8]
+    assert made.trace[1].retained == (4, 5, 6, 7)
+    assert made.trace[4].masked_confidences == (1.0, 1.0, 1.0)
 
 
 def test_counts_are_of_this_sequence():

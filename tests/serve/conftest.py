@@ -118,7 +118,13 @@ class FakeEngine:
             finish_reason=("length" if limit <= prompt_len else "stop") if last else None,
             stop_reason=0 if last and limit > prompt_len else None,
             stats=RequestStats(
-                prompt_tokens=prompt_len, denoising_steps=7, decoded_tokens=9, total_s=1.0
+                prompt_tokens=prompt_len,
+                denoising_steps=7,
+                processed_tokens=60,
+                retained_tokens=40,
+                evicted_tokens=21,
+                decoded_tokens=9,
+                total_s=1.0,
             )
             if last
             else None,
@@ -149,7 +155,10 @@ class FakeEngine:
             free_pages=6,
             total_pages=8,
             num_steps=self.steps,
+            denoising_steps=12,
             processed_tokens=40,
+            retained_tokens=35,
+            evicted_tokens=6,
             decoded_tokens=30,
             prefill_tokens=20,
             cached_prefix_tokens=10,

@@ -35,7 +35,8 @@ def test_metrics_follow_requests(mortal_server):
     assert samples["e2e_request_latency_seconds_sum", None].value == 2.0
     assert samples["request_success_total", "stop"].value == 2
     assert samples["kv_cache_usage_perc", None].value == 0.25
-    assert samples["denoising_steps_total", None].value == mortal_server.engine.steps
+    assert samples["engine_steps_total", None].value == mortal_server.engine.steps
+    assert samples["retained_tokens_total", None].value == 35
     assert samples["requests_refused_total", None].labels["reason"] == "overloaded"
     assert samples["num_requests_waiting", None].labels == {"model_name": "fake", "replica": "0"}
 

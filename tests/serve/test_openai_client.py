@@ -39,6 +39,9 @@ def test_chat(server):
     assert reply.usage.total_tokens == 2 * len(PROMPT)
     assert reply.usage.prompt_tokens_details.cached_tokens == 0
     assert reply.usage.denoising_steps == 7
+    assert reply.usage.decoded_tokens == 9
+    assert (reply.usage.processed_tokens, reply.usage.retained_tokens) == (60, 40)
+    assert reply.usage.evicted_tokens == 21
 
 
 def test_chat_streamed(server):

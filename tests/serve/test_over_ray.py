@@ -134,10 +134,10 @@ def test_leaving_aborts(local, stream):
         head = f"POST /v1/completions HTTP/1.1\r\nHost: t\r\nContent-Length: {len(raw.content)}\r\n"
         connection.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + raw.content)
         wait_until(lambda: gauge(local, "num_requests_running") == 1, 10)
-        steps = gauge(local, "denoising_steps_total")
+        steps = gauge(local, "engine_steps_total")
     wait_until(lambda: gauge(local, "num_requests_running") == 0, 10)
     # A whole answer takes 1000 steps; these are what passes between two looks at the metrics.
-    assert gauge(local, "denoising_steps_total") - steps < 200
+    assert gauge(local, "engine_steps_total") - steps < 200
 
 
 def test_metrics_name_the_replica(local):
