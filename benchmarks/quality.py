@@ -26,7 +26,7 @@ from torch import Tensor
 
 from focus_ray import LLM, RequestOutput, SamplingParams
 from focus_ray.engine.outputs import DenoisingStep
-from focus_ray.kernels.importance import importance_reference, round_importance
+from focus_ray.kernels.importance import importance
 from focus_ray.kernels.rotary import apply_rotary
 from focus_ray.models.loading import load_model
 from focus_ray.models.sdar import SdarForCausalLM
@@ -197,11 +197,13 @@ class Replay:
         q1, k1, _ = self._heads(1, second.input_layernorm(x_block), positions[start:])
         masked = torch.zeros(size, dtype=torch.bool, device=self.device)
         masked[[position - start for position in placed.masked_positions]] = True
+        row_offsets = torch.tensor([0, size], dtype=torch.int32, device=self.device)
+        whole_block = torch.ones_like(masked)[None]
         before, after = (
-            round_importance(importance_reference(queries, keys_, masked), x.dtype)
+            importance(queries, keys_, row_offsets, whole_block, masked[None])[0, masked]
             for queries, keys_ in ((q[start:], k[start:]), (q1, k1))
         )
-        return (after - before).cpu()
+        return (after.to(x.dtype).float() - before.to(x.dtype).float()).cpu()
 
 
 def signal_of(replay: Replay, steps: Sequence[PlacedStep], num_steps: int) -> Signal | None:

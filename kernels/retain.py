@@ -1,14 +1,41 @@
-"""Which masked tokens of a block are computed past layer 1 (FOCUS, arXiv 2601.23278, section 4).
+"""Which tokens of a block are computed past layer 1 (FOCUS, arXiv 2601.23278, section 4).
 
-N sequences, B block length. Rows are blocks: position p of a row is position p of the block, and
-only masked positions take part; the reference speaks of the compressed list of masked tokens,
-which is the same in order of position.
+N blocks of B positions. Only masked tokens are chosen from; decoded ones that the step processes
+always go on. The paper speaks of the compressed list of masked tokens, which is the same in order
+of position.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+ROUNDED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Retained:
+    """The choice, and what the compaction needs to know of it.
+
+    Args:
+        kept_NB: bool, retained tokens, the processed decoded ones included.
+        delta_NB: float32, rounded importance in layer 1 minus that in layer 0; 0 if not masked.
+        row_offsets_N1: int32, retained tokens before each row, and of all rows.
+        masked_offsets_N1: int32, the same of retained masked tokens.
+        limit_N: int32, positions of its own block that the tokens of a row see.
+        counts_2: int32, evicted tokens and retained masked tokens of all rows: what the host has
+            to know, in one small copy.
+    """
+
+    kept_NB: Tensor
+    delta_NB: Tensor
+    row_offsets_N1: Tensor
+    masked_offsets_N1: Tensor
+    limit_N: Tensor
+    counts_2: Tensor
 
 
 def eviction_target(num_masked_N: Tensor, mean_decoded_N: Tensor, alpha_N: Tensor) -> Tensor:
@@ -29,8 +56,18 @@ def eviction_target(num_masked_N: Tensor, mean_decoded_N: Tensor, alpha_N: Tenso
     return torch.minimum(num_masked_N, wanted_N.clamp_min(1))
 
 
-def retain(delta_NB: Tensor, masked_NB: Tensor, target_N: Tensor, progress_N: Tensor) -> Tensor:
-    """Choose the retained masked tokens.
+def retain(
+    first_NB: Tensor,
+    second_NB: Tensor,
+    processed_NB: Tensor,
+    masked_NB: Tensor,
+    target_N: Tensor,
+    progress_N: Tensor,
+    *,
+    importance_dtype: torch.dtype,
+    attend_cached: bool,
+) -> Retained:
+    """Choose the retained tokens by the change of importance from layer 0 to layer 1.
 
     Blocks with no more masks than their target retain all. Otherwise: the tokens whose delta is at
     least mean plus one (population) deviation, if these are as many as the target, else the
@@ -39,55 +76,108 @@ def retain(delta_NB: Tensor, masked_NB: Tensor, target_N: Tensor, progress_N: Te
     rightmost chosen one and right of the block's progress. A block with a NaN delta retains all.
 
     Args:
-        delta_NB: float32, importance in layer 1 minus layer 0; any value where not masked.
-        masked_NB: bool.
+        first_NB: float32, importance in layer 0; any value where not masked.
+        second_NB: float32, importance in layer 1.
+        processed_NB: bool, the tokens that the step processes.
+        masked_NB: bool, a subset of ``processed_NB``.
         target_N: int64, of ``eviction_target``.
         progress_N: int64, rightmost block position ever computed past layer 1; -1 for a new block.
+        importance_dtype: each importance is rounded to it before they are subtracted. The published
+            rule has the model's dtype here: under bfloat16 equal deltas are common, and which
+            tokens are retained depends on it.
+        attend_cached: a row sees its block up to its rightmost retained or decoded token; otherwise
+            up to its rightmost retained one, the published rule, even if decoded ones stand behind.
 
     Returns:
-        ``[N, B]`` bool, a subset of ``masked_NB``, not empty where that is not.
+        ``kept_NB`` is a subset of ``processed_NB``, and has a masked token wherever one is masked.
 
     Raises:
         ValueError: a shape or dtype differs from the above.
     """
-    if masked_NB.ndim != 2 or masked_NB.dtype != torch.bool or delta_NB.shape != masked_NB.shape:
+    if masked_NB.ndim != 2 or not masked_NB.dtype == processed_NB.dtype == torch.bool:
         raise ValueError(
-            f"delta and masked must be [N, B] alike and masked bool, got {tuple(delta_NB.shape)}, "
-            f"{masked_NB.dtype} {tuple(masked_NB.shape)}"
+            f"processed and masked must be bool [N, B], got {processed_NB.dtype} "
+            f"{tuple(processed_NB.shape)}, {masked_NB.dtype} {tuple(masked_NB.shape)}"
         )
+    for name, tensor_NB in (
+        ("first", first_NB),
+        ("second", second_NB),
+        ("processed", processed_NB),
+    ):
+        if tensor_NB.shape != masked_NB.shape:
+            raise ValueError(
+                f"{name}_NB must be {tuple(masked_NB.shape)} as masked_NB, got "
+                f"{tuple(tensor_NB.shape)}"
+            )
+    if not first_NB.dtype == second_NB.dtype == torch.float32:
+        raise ValueError(f"importances must be float32, got {first_NB.dtype}, {second_NB.dtype}")
     for name, tensor_N in (("target_N", target_N), ("progress_N", progress_N)):
         if tensor_N.shape != masked_NB.shape[:1] or tensor_N.dtype != torch.int64:
             raise ValueError(
                 f"{name} must be int64 [{masked_NB.shape[0]}], got {tensor_N.dtype} "
                 f"{tuple(tensor_N.shape)}"
             )
-    return retain_reference(delta_NB, masked_NB, target_N, progress_N)
+    if importance_dtype not in ROUNDED_DTYPES:
+        raise ValueError(
+            f"importance_dtype must be one of {ROUNDED_DTYPES}, not {importance_dtype}"
+        )
+    return retain_reference(
+        first_NB,
+        second_NB,
+        processed_NB,
+        masked_NB,
+        target_N,
+        progress_N,
+        importance_dtype=importance_dtype,
+        attend_cached=attend_cached,
+    )
 
 
 def retain_reference(
-    delta_NB: Tensor, masked_NB: Tensor, target_N: Tensor, progress_N: Tensor
-) -> Tensor:
+    first_NB: Tensor,
+    second_NB: Tensor,
+    processed_NB: Tensor,
+    masked_NB: Tensor,
+    target_N: Tensor,
+    progress_N: Tensor,
+    *,
+    importance_dtype: torch.dtype,
+    attend_cached: bool,
+) -> Retained:
     """The definition."""
-    num_masked_N = masked_NB.sum(1)
-    target_N1 = target_N[:, None]
-    chosen_NB = _choose(delta_NB.float(), masked_NB, num_masked_N, target_N1)
+    grown_NB = second_NB.to(importance_dtype).float() - first_NB.to(importance_dtype).float()
+    delta_NB = torch.where(masked_NB, grown_NB, 0.0)
+    position_B = torch.arange(masked_NB.shape[1], device=masked_NB.device)
+    num_masked_N1 = masked_NB.sum(1, keepdim=True)
+    chosen_NB = _choose(delta_NB, masked_NB, num_masked_N1, target_N[:, None])
 
     # the left neighbour in the block, judged by the choice itself and not by other neighbours
-    right_chosen_NB = torch.zeros_like(chosen_NB)
-    right_chosen_NB[:, :-1] = chosen_NB[:, 1:]
-    kept_NB = chosen_NB | (masked_NB & right_chosen_NB)
+    right_chosen_NB = F.pad(chosen_NB[:, 1:], (0, 1))
     # a delta that is no number says nothing about the others either
-    unknown_N1 = (masked_NB & delta_NB.isnan()).any(1, keepdim=True)
-    kept_NB |= masked_NB & unknown_N1
-
-    position_B = torch.arange(masked_NB.shape[1], device=masked_NB.device)
-    rightmost_N1 = torch.where(kept_NB, position_B, -1).amax(1, keepdim=True)
+    unknown_N1 = delta_NB.isnan().any(1, keepdim=True)
+    chosen_NB = masked_NB & (chosen_NB | right_chosen_NB | unknown_N1)
+    rightmost_N1 = torch.where(chosen_NB, position_B, -1).amax(1, keepdim=True)
     hole_NB = (position_B < rightmost_N1) & (position_B > progress_N[:, None])
-    kept_NB |= masked_NB & hole_NB
-    return torch.where((num_masked_N > target_N)[:, None], kept_NB, masked_NB)
+    evicts_N1 = num_masked_N1 > target_N[:, None]
+    kept_NB = processed_NB & (~masked_NB | chosen_NB | hole_NB | ~evicts_N1)
+
+    seen_NB = kept_NB | ~masked_NB if attend_cached else kept_NB
+    row_offsets_N1 = F.pad(kept_NB.sum(1).cumsum(0), (1, 0)).int()
+    masked_offsets_N1 = F.pad((kept_NB & masked_NB).sum(1).cumsum(0), (1, 0)).int()
+    num_evicted = processed_NB.sum().int() - row_offsets_N1[-1]
+    return Retained(
+        kept_NB=kept_NB,
+        delta_NB=delta_NB,
+        row_offsets_N1=row_offsets_N1,
+        masked_offsets_N1=masked_offsets_N1,
+        limit_N=torch.where(seen_NB, position_B + 1, 0).amax(1).int(),
+        counts_2=torch.stack([num_evicted, masked_offsets_N1[-1]]),
+    )
 
 
-def _choose(delta_NB: Tensor, masked_NB: Tensor, num_masked_N: Tensor, target_N1: Tensor) -> Tensor:
+def _choose(
+    delta_NB: Tensor, masked_NB: Tensor, num_masked_N1: Tensor, target_N1: Tensor
+) -> Tensor:
     """Mean plus deviation, or the target's best."""
     ranked_NB = torch.where(masked_NB, delta_NB, -torch.inf)
     order_NB = ranked_NB.argsort(dim=1, descending=True, stable=True)
@@ -96,12 +186,25 @@ def _choose(delta_NB: Tensor, masked_NB: Tensor, num_masked_N: Tensor, target_N1
     )
     best_NB = masked_NB & (rank_NB < target_N1)
 
-    count_N1 = num_masked_N[:, None].clamp_min(1)
-    mean_N1 = torch.where(masked_NB, delta_NB, 0.0).sum(1, keepdim=True) / count_N1
+    count_N1 = num_masked_N1.clamp_min(1)
+    mean_N1 = _sum_by_halves(delta_NB) / count_N1
     apart_NB = torch.where(masked_NB, delta_NB - mean_N1, 0.0)
-    deviation_N1 = (apart_NB.square().sum(1, keepdim=True) / count_N1).sqrt()
+    deviation_N1 = (_sum_by_halves(apart_NB.square()) / count_N1).sqrt()
     # equal deltas deviate by nothing, which rounding of the mean must not hide
     lowest_N1 = torch.where(masked_NB, delta_NB, torch.inf).amin(1, keepdim=True)
     equal_N1 = ranked_NB.amax(1, keepdim=True) == lowest_N1
     above_NB = masked_NB & ((delta_NB >= mean_N1 + deviation_N1) | equal_N1)
     return torch.where(above_NB.sum(1, keepdim=True) >= target_N1, above_NB, best_NB)
+
+
+def _sum_by_halves(x_NB: Tensor) -> Tensor:
+    """``[N, 1]``: the left half of the row plus the right half, until one column is left.
+
+    A fixed order of additions, so that every device finds the same tokens above the mean.
+    """
+    length = x_NB.shape[1]
+    x_NB = F.pad(x_NB, (0, (1 << (length - 1).bit_length()) - length))
+    while x_NB.shape[1] > 1:
+        left_NB, right_NB = x_NB.chunk(2, dim=1)
+        x_NB = left_NB + right_NB
+    return x_NB

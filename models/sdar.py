@@ -173,10 +173,10 @@ class SdarDecoder(nn.Module):
             layer_kv = cache.layer(layer_index)
             q_THd, k_TKd = layer.begin(x_TD, cos_sin_T2r2, step, layer_kv)
             if eviction is not None and layer_index == 0:
-                eviction.observe(q_THd, k_TKd)
+                eviction.observe(q_THd, k_TKd, step)
             if eviction is not None and layer_index == 1:
-                rows_R, step = eviction.retain(q_THd, k_TKd, step)
-                x_TD, q_THd, cos_sin_T2r2 = x_TD[rows_R], q_THd[rows_R], cos_sin_T2r2[rows_R]
+                x_TD, q_THd, step = eviction.retain(x_TD, q_THd, k_TKd, step)
+                cos_sin_T2r2 = self.rotary(step.positions_T)
             x_TD = layer.finish(x_TD, q_THd, step, layer_kv)
         hidden_TD: Tensor = self.norm(x_TD)
         return hidden_TD

@@ -37,16 +37,24 @@ class DecodingPolicy:
             return torch.ones_like(state.decoded_MB[slots_N])
         return processing_set(state.uncached_MB[slots_N], state.warm_up_M[slots_N])
 
-    def eviction(self, state: BlockState, slots_N: Tensor, processed_NB: Tensor) -> Eviction | None:
+    def eviction(
+        self,
+        state: BlockState,
+        slots_N: Tensor,
+        processed_NB: Tensor,
+        importance_dtype: torch.dtype,
+    ) -> Eviction | None:
         """What decides eviction in the step; None where nothing is ever evicted."""
         if self.decoding != "focus":
             return None
         masked_NB = ~state.decoded_MB[slots_N]
         mean_N = state.decoded_sum_M[slots_N] / state.productive_steps_M[slots_N].clamp_min(1)
         return Eviction(
-            place_D=processed_NB.flatten().nonzero()[:, 0],
+            processed_NB=processed_NB,
             masked_NB=masked_NB,
             target_N=eviction_target(masked_NB.sum(1), mean_N, torch.full_like(mean_N, self.alpha)),
             progress_N=state.progress_M[slots_N],
             block_start_N=state.block_start_M[slots_N],
+            importance_dtype=importance_dtype,
+            attend_cached=False,
         )

@@ -72,7 +72,7 @@ class Runner:
         slots_N = torch.as_tensor(plan.decode_slots_N, device=state.device)
         decoded_NB = state.decoded_MB[slots_N]
         processed_NB = self.policy.processing_set(state, slots_N)
-        eviction = self.policy.eviction(state, slots_N, processed_NB)
+        eviction = self.policy.eviction(state, slots_N, processed_NB, self.cache.keys.dtype)
         hidden_TH = self.model(
             self._step_tensors(plan, slots_N, processed_NB), self.cache, eviction
         )

@@ -16,7 +16,7 @@ from focus_traces import check_traces
 from numpy.typing import NDArray
 from torch import Tensor
 
-from focus_ray.kernels.importance import importance_reference, round_importance
+from focus_ray.kernels.importance import importance
 from focus_ray.kernels.retain import eviction_target, retain
 
 Arrays = dict[str, NDArray[Any]]
@@ -61,9 +61,16 @@ def check_importance(report: Report, arrays: Arrays, device: str) -> None:
         masks = arrays[name + "mask_ptr"]
         for index in range(len(masks) - 1):
             rows, own = slice(*tokens[index : index + 2]), slice(*masks[index : index + 2])
-            found = importance_reference(q[rows], k[rows], is_masked[rows].to(device)).cpu()
+            found = importance_of_row(q[rows], k[rows], is_masked[rows], device)
             where = f"importance {name}{index}"
             compare_importance(report, where, arrays[name + "imp_f32"][own], rounded[own], found)
+
+
+def importance_of_row(q: Tensor, k: Tensor, is_masked: Tensor, device: str) -> Tensor:
+    """Of the masked tokens of one sequence."""
+    row_offsets = torch.tensor([0, len(q)], dtype=torch.int32)
+    inputs = (q, k, row_offsets, torch.ones_like(is_masked)[None], is_masked[None])
+    return importance(*(tensor.to(device) for tensor in inputs)).cpu()[0, is_masked]
 
 
 def compare_importance(
@@ -77,7 +84,7 @@ def compare_importance(
         report.differences.append(
             Difference(where, f"error <= {IMPORTANCE_TOLERANCE:g}", f"{error.max():.3g}")
         )
-    apart = (round_importance(found, torch.bfloat16) - rounded.float()).abs()
+    apart = (found.bfloat16().float() - rounded.float()).abs()
     if len(exact) and not bool((apart <= 2**-7 * rounded.float().abs()).all()):
         report.differences.append(Difference(where, "the last bit at most", f"{apart.max():.3g}"))
 
@@ -110,16 +117,16 @@ def sequences(arrays: Arrays) -> Iterator[tuple[int, int, int, slice, slice]]:
 def check_selection(report: Report, arrays: Arrays, device: str) -> None:
     """Which masked tokens are kept, given their importances."""
     for case, sequence, _, _, masks in sequences(arrays):
-        delta = from_bits(arrays["imp1"][masks]).float() - from_bits(arrays["imp0"][masks]).float()
+        importances = [from_bits(arrays[name][masks]).float() for name in ("imp0", "imp1")]
         report.checked["selections"] += 1
-        compare_retained(report, arrays, (case, sequence, masks), delta, device, "robust")
+        compare_retained(report, arrays, (case, sequence, masks), importances, device, "robust")
 
 
 def compare_retained(
     report: Report,
     arrays: Arrays,
     where: tuple[int, int, slice],
-    delta: Tensor,
+    importances: list[Tensor],
     device: str,
     certain: str,
 ) -> None:
@@ -127,18 +134,23 @@ def compare_retained(
     case, sequence, masks = where
     block_length = int(arrays["case_B"][case])
     position = torch.from_numpy(arrays["mask_pos"][masks]).long()
-    delta_NB = torch.zeros(1, block_length)
+    first_NB, second_NB = torch.zeros(2, 1, block_length)
     masked_NB = torch.zeros(1, block_length, dtype=torch.bool)
-    delta_NB[0, position], masked_NB[0, position] = delta, True
+    first_NB[0, position], second_NB[0, position] = importances
+    masked_NB[0, position] = True
     target_N = eviction_target(
         torch.tensor([len(position)]),
         torch.tensor([float(arrays["avg"][sequence])]),
         torch.tensor([float(arrays["case_alpha"][case])]),
     )
     progress_N = torch.tensor([int(arrays["progress_in"][sequence])])
-    inputs = (delta_NB, masked_NB, target_N, progress_N)
-    kept_B = retain(*(tensor.to(device) for tensor in inputs))[0].cpu()
-    found = kept_B[position].tolist()
+    inputs = (first_NB, second_NB, masked_NB, masked_NB, target_N, progress_N)
+    retained = retain(
+        *(tensor.to(device) for tensor in inputs),
+        importance_dtype=torch.bfloat16,
+        attend_cached=False,
+    )
+    found = retained.kept_NB[0].cpu()[position].tolist()
     expected = arrays["retain"][masks].tolist()
     if found != expected or int(target_N) != int(arrays["target"][sequence]):
         report.differences.append(
@@ -160,11 +172,9 @@ def check_end_to_end(report: Report, arrays: Arrays, device: str) -> None:
         rows = slice(tokens.start - first, tokens.stop - first)
         is_masked = torch.zeros(tokens.stop - tokens.start, dtype=torch.bool)
         is_masked[torch.from_numpy(arrays["mask_idx"][masks]).long() - rows.start] = True
-        rounded = []
+        importances = []
         for layer, (q, k) in enumerate(made[case]):
-            found = importance_reference(
-                q[rows].to(device), k[rows].to(device), is_masked.to(device)
-            ).cpu()
+            found = importance_of_row(q[rows], k[rows], is_masked, device)
             compare_importance(
                 report,
                 f"end to end, sequence {sequence}, layer {layer}",
@@ -172,10 +182,9 @@ def check_end_to_end(report: Report, arrays: Arrays, device: str) -> None:
                 from_bits(arrays[f"imp{layer}"][masks]),
                 found,
             )
-            rounded.append(round_importance(found, torch.bfloat16))
+            importances.append(found)
         report.checked["ends to ends"] += 1
-        delta = rounded[1] - rounded[0]
-        compare_retained(report, arrays, (case, sequence, masks), delta, device, "stable")
+        compare_retained(report, arrays, (case, sequence, masks), importances, device, "stable")
 
 
 def synthetic_states(arrays: Arrays, case: int) -> list[tuple[Tensor, Tensor]]:

@@ -38,7 +38,7 @@ class Step:
     kept: Tensor
     tokens: Tensor
     confidences: Tensor
-    delta: Tensor
+    importances: tuple[Tensor, Tensor]
 
 
 @dataclass
@@ -100,7 +100,7 @@ def _step(
         kept=torch.from_numpy(arrays["rag_kept"][keeps].astype(np.int64)),
         tokens=torch.from_numpy(arrays["rag_tok"][keeps].astype(np.int64)),
         confidences=torch.from_numpy(arrays["rag_conf"][keeps]),
-        delta=importance("rag_imp1") - importance("rag_imp0"),
+        importances=(importance("rag_imp0"), importance("rag_imp1")),
     )
 
 
@@ -179,12 +179,20 @@ def _evict(
     if abs(mean_N.item() - given) > 1e-6:
         return ("mean decoded", str(given), str(mean_N.item())), processed_B
     target_N = eviction_target(masked_B.sum()[None], mean_N, settings["alpha_N"])
-    delta_NB = torch.zeros(1, len(masked_B))
-    if len(step.delta):
-        delta_NB[0, masked_B] = step.delta
-    progress_N = torch.tensor([block.progress])
-    retained_B = retain(delta_NB, masked_B[None], target_N, progress_N)[0]
-    return None, processed_B & (block.decoded_B | retained_B)
+    first_NB, second_NB = torch.zeros(2, 1, len(masked_B))
+    if len(step.importances[0]):
+        first_NB[0, masked_B], second_NB[0, masked_B] = step.importances
+    retained = retain(
+        first_NB,
+        second_NB,
+        processed_B[None],
+        masked_B[None],
+        target_N,
+        torch.tensor([block.progress]),
+        importance_dtype=torch.bfloat16,
+        attend_cached=False,
+    )
+    return None, retained.kept_NB[0]
 
 
 def _move_on(
