@@ -55,6 +55,15 @@ class KVCache:
     def page_size(self) -> int:
         return self.keys.shape[2]
 
+    def read(self, slot_T: Tensor) -> tuple[Tensor, Tensor]:
+        """A copy of the keys and values of some slots in all layers, ``[layers, T, K, d]`` each."""
+        return self.keys.flatten(1, 2)[:, slot_T], self.values.flatten(1, 2)[:, slot_T]
+
+    def write(self, slot_T: Tensor, saved: tuple[Tensor, Tensor]) -> None:
+        """Put back what ``read`` copied from the same slots."""
+        for pages, copy in zip((self.keys, self.values), saved, strict=True):
+            pages.flatten(1, 2)[:, slot_T] = copy  # a view: pages are contiguous
+
     def layer(self, layer_index: int) -> LayerKV:
         """The pages of one layer, as views."""
         return LayerKV(self.keys[layer_index], self.values[layer_index])

@@ -14,7 +14,7 @@ from focus_ray.engine.block_state import BlockState
 from focus_ray.engine.memory import count_pages
 from focus_ray.engine.pages import PagePool
 from focus_ray.engine.plan import PrefillChunk, StepPlan, StepResult
-from focus_ray.engine.policy import DecodingPolicy
+from focus_ray.engine.policy import make_policy
 from focus_ray.engine.runner import Runner
 from focus_ray.engine.scheduler import Scheduler, SchedulerLimits
 from focus_ray.engine.sizes import fit_context, resolve_sizes
@@ -61,7 +61,8 @@ def assemble(config: EngineConfig) -> EngineParts:
     spec = loaded.spec
     sizes = resolve_sizes(config, spec, device.type)
 
-    policy = DecodingPolicy(config.decoding, config.focus_alpha)
+    policy = make_policy(config, loaded.dtype)
+    diagnose_every = config.diagnose_recall_every if config.decoding == "focus" else 0
 
     def make_runner(num_pages: int, max_model_len: int) -> Runner:
         cache = KVCache(
@@ -82,7 +83,7 @@ def assemble(config: EngineConfig) -> EngineParts:
             MAX_STOP_TOKEN_IDS + len(spec.stop_token_ids),
             device,
         )
-        return Runner(loaded.model, spec.vocab_size, cache, state, policy)
+        return Runner(loaded.model, spec.vocab_size, cache, state, policy, diagnose_every)
 
     num_pages = count_pages(
         config,

@@ -76,6 +76,7 @@ class StepPlan:
         num_top_logprobs: alternatives asked for by any decoding sequence; None for no logprobs.
         any_sampled, any_filtered, any_suppressed: whether a decoding sequence has a temperature
             above 0; a top-k, top-p or min-p; stop tokens that must not come yet.
+        record_deltas: whether changes of importance are to be reported.
     """
 
     starts: list[SlotStart] = field(default_factory=list)
@@ -87,6 +88,7 @@ class StepPlan:
     any_sampled: bool = False
     any_filtered: bool = False
     any_suppressed: bool = False
+    record_deltas: bool = False
 
     @property
     def num_prefill_tokens(self) -> int:

@@ -7,7 +7,7 @@ H hidden size, Q masked positions that need logits. A token's place is ``row * B
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,9 +16,10 @@ from torch import Tensor
 from focus_ray.engine.block_state import BlockState
 from focus_ray.engine.decoding import choose_unmasked, quota
 from focus_ray.engine.plan import StepPlan, StepResult
-from focus_ray.engine.policy import DecodingPolicy
+from focus_ray.engine.policy import DecodingPolicy, DelayedCache
 from focus_ray.engine.sampler import RowParams, choose_tokens
 from focus_ray.models.base import BlockDiffusionModel
+from focus_ray.models.eviction import Eviction
 from focus_ray.models.kv_cache import KVCache
 from focus_ray.models.step import StepTensors
 
@@ -27,14 +28,24 @@ LOGITS_BYTES = 256 << 20
 
 
 @dataclass
-class _Unmasking:
-    """What the logits of a step say about each position of the decoding blocks."""
+class _Candidates:
+    """What the logits of a step say about each retained masked position."""
 
     token_ids_NB: Tensor
     confidences_NB: Tensor
     logprobs_NB: Tensor
     top_ids_NBK: Tensor | None
     top_logprobs_NBK: Tensor | None
+
+
+@dataclass
+class _Decision:
+    """What one forward pass decides: who went to the end, and which masked tokens are decoded."""
+
+    kept_NB: Tensor
+    found: _Candidates
+    chosen_NB: Tensor
+    deltas_NB: Tensor | None
 
 
 class Runner:
@@ -46,6 +57,8 @@ class Runner:
         cache: KV pages of all layers.
         state: slots of the running sequences; the runner is its only writer.
         policy: which tokens of a block a step processes and retains.
+        diagnose_every: in every so many steps, find what would be decoded without eviction;
+            0: never.
     """
 
     def __init__(
@@ -55,12 +68,15 @@ class Runner:
         cache: KVCache,
         state: BlockState,
         policy: DecodingPolicy,
+        diagnose_every: int = 0,
     ) -> None:
         self.model = model
         self.vocab_size = vocab_size
         self.cache = cache
         self.state = state
         self.policy = policy
+        self._diagnose_every = diagnose_every
+        self._num_steps = 0
         self._offset_B = torch.arange(state.block_length, device=state.device)
 
     @torch.inference_mode()
@@ -70,18 +86,59 @@ class Runner:
         state.start(plan.starts)
         state.update_pages(plan.page_updates)
         slots_N = torch.as_tensor(plan.decode_slots_N, device=state.device)
+        decodable_NB = None
+        if len(slots_N) and self._diagnose_every and self._num_steps % self._diagnose_every == 0:
+            decodable_NB = self._decodable(plan, slots_N)
+        self._num_steps += 1
+
         decoded_NB = state.decoded_MB[slots_N]
         processed_NB = self.policy.processing_set(state, slots_N)
-        eviction = self.policy.eviction(state, slots_N, processed_NB, self.cache.keys.dtype)
-        hidden_TH = self.model(
-            self._step_tensors(plan, slots_N, processed_NB), self.cache, eviction
+        eviction = None
+        if len(slots_N):
+            eviction = self.policy.eviction(state, slots_N, processed_NB)
+        step = self._step_tensors(plan, slots_N, processed_NB)
+        decision = self._decide(plan, slots_N, processed_NB, step, eviction)
+        found, chosen_NB = decision.found, decision.chosen_NB
+        token_ids_NB = torch.where(chosen_NB, found.token_ids_NB, state.token_ids_MB[slots_N])
+        decoded_NB = decoded_NB | chosen_NB
+        state.advance(slots_N, token_ids_NB, decoded_NB, decision.kept_NB)
+        return StepResult(
+            token_ids_NB=token_ids_NB.to("cpu", torch.int32).numpy(),
+            decoded_NB=decoded_NB.cpu().numpy(),
+            confidences_NB=found.confidences_NB.cpu().numpy(),
+            logprobs_NB=found.logprobs_NB.cpu().numpy(),
+            processed_NB=processed_NB.cpu().numpy(),
+            retained_NB=decision.kept_NB.cpu().numpy(),
+            top_ids_NBK=_to_numpy(found.top_ids_NBK),
+            top_logprobs_NBK=_to_numpy(found.top_logprobs_NBK),
+            deltas_NB=_to_numpy(decision.deltas_NB) if plan.record_deltas else None,
+            decodable_NB=_to_numpy(decodable_NB),
         )
-        kept_NB = processed_NB if eviction is None else eviction.kept_NB
 
-        found = self._look(plan, slots_N, hidden_TH, kept_NB)
+    def _decide(
+        self,
+        plan: StepPlan,
+        slots_N: Tensor,
+        processed_NB: Tensor,
+        step: StepTensors,
+        eviction: Eviction | None,
+    ) -> _Decision:
+        """Run the model and choose, among what it retained, the tokens to decode."""
+        state = self.state
+        hidden_TH = self.model(step, self.cache, eviction)
+        masked_NB = ~state.decoded_MB[slots_N]
+        if eviction is None:
+            kept_NB, deltas_NB = processed_NB, None
+            place_K = kept_NB.flatten().nonzero()[:, 0]
+            row_Q = masked_NB.flatten()[place_K].nonzero()[:, 0]
+            place_Q = place_K[row_Q]
+        else:
+            kept_NB, deltas_NB = eviction.kept_NB, eviction.delta_NB
+            row_Q, place_Q = eviction.masked_row_Q, eviction.masked_place_Q
+        found = self._look(plan, slots_N, hidden_TH, row_Q, place_Q)
         chosen_NB = choose_unmasked(
             found.confidences_NB,
-            kept_NB & ~decoded_NB,
+            kept_NB & masked_NB,
             strategy_N=state.strategy_M[slots_N],
             threshold_N=state.threshold_M[slots_N],
             quota_N=quota(
@@ -90,19 +147,18 @@ class Runner:
                 state.denoising_step_M[slots_N],
             ),
         )
-        token_ids_NB = torch.where(chosen_NB, found.token_ids_NB, state.token_ids_MB[slots_N])
-        decoded_NB = decoded_NB | chosen_NB
-        state.advance(slots_N, token_ids_NB, decoded_NB, kept_NB)
-        return StepResult(
-            token_ids_NB=token_ids_NB.to("cpu", torch.int32).numpy(),
-            decoded_NB=decoded_NB.cpu().numpy(),
-            confidences_NB=found.confidences_NB.cpu().numpy(),
-            logprobs_NB=found.logprobs_NB.cpu().numpy(),
-            processed_NB=processed_NB.cpu().numpy(),
-            retained_NB=kept_NB.cpu().numpy(),
-            top_ids_NBK=_to_numpy(found.top_ids_NBK),
-            top_logprobs_NBK=_to_numpy(found.top_logprobs_NBK),
-        )
+        return _Decision(kept_NB, found, chosen_NB, deltas_NB)
+
+    def _decodable(self, plan: StepPlan, slots_N: Tensor) -> Tensor:
+        """``[N, B]`` bool: what the step would decode without eviction; leaves no trace in KV."""
+        plan = replace(plan, prefill=[], num_top_logprobs=None)
+        whole = DelayedCache(self.policy.attend_cached)
+        processed_NB = whole.processing_set(self.state, slots_N)
+        step = self._step_tensors(plan, slots_N, processed_NB)
+        saved = self.cache.read(step.slot_T)
+        chosen_NB = self._decide(plan, slots_N, processed_NB, step, None).chosen_NB
+        self.cache.write(step.slot_T, saved)
+        return chosen_NB
 
     def _step_tensors(self, plan: StepPlan, slots_N: Tensor, processed_NB: Tensor) -> StepTensors:
         """Every row is one block: blocks that decode, then the blocks of the prefill chunks."""
@@ -110,6 +166,9 @@ class Runner:
         page_size = self.cache.page_size
         slots_R, starts_R = slots_N, state.block_start_M[slots_N]
         ids_RB, processed_RB = state.token_ids_MB[slots_N], processed_NB
+        seen_RB = processed_NB
+        if self.policy.attend_cached:
+            seen_RB = processed_NB | state.decoded_MB[slots_N]
         if plan.prefill:
             blocks = [len(chunk.token_ids) // block_length for chunk in plan.prefill]
             prefill_slots = np.repeat([chunk.slot for chunk in plan.prefill], blocks)
@@ -124,13 +183,15 @@ class Runner:
             slots_R = torch.cat([slots_R, self._int64(prefill_slots)])
             starts_R = torch.cat([starts_R, self._int64(prefill_starts)])
             ids_RB = torch.cat([ids_RB, prefill_ids_RB])
-            processed_RB = torch.cat([processed_RB, torch.ones_like(prefill_ids_RB).bool()])
+            whole_RB = torch.ones_like(prefill_ids_RB, dtype=torch.bool)
+            processed_RB = torch.cat([processed_RB, whole_RB])
+            seen_RB = torch.cat([seen_RB, whole_RB])
 
         pages_needed = -(-plan.max_kv_len // page_size)
         page_table_RP = state.page_table_MP[slots_R, :pages_needed]
         page_R = page_table_RP.gather(1, (starts_R // page_size)[:, None])[:, 0].long()
         first_slot_R = page_R * page_size + starts_R % page_size
-        rightmost_R = torch.where(processed_RB, self._offset_B, -1).amax(1)
+        rightmost_R = torch.where(seen_RB, self._offset_B, -1).amax(1)
         place_T = processed_RB.flatten().nonzero()[:, 0]
         row_T, position_T = place_T // block_length, place_T % block_length
         row_len_R = processed_RB.sum(1)
@@ -146,11 +207,13 @@ class Runner:
         )
 
     def _look(
-        self, plan: StepPlan, slots_N: Tensor, hidden_TH: Tensor, kept_NB: Tensor
-    ) -> _Unmasking:
+        self, plan: StepPlan, slots_N: Tensor, hidden_TH: Tensor, row_Q: Tensor, place_Q: Tensor
+    ) -> _Candidates:
         """Tokens and confidences of the retained masked positions; no other needs logits.
 
-        The first rows of ``hidden_TH`` are those of ``kept_NB``, in order of place.
+        Args:
+            row_Q: where their hidden states stand in ``hidden_TH``.
+            place_Q: where they stand in the blocks.
         """
         state, block_length = self.state, self.state.block_length
         shape = (len(slots_N), block_length)
@@ -162,26 +225,23 @@ class Runner:
         top_id_TK = token_T.new_zeros(num_positions, num_top)
         top_logprob_TK = logprob_T.new_zeros(num_positions, num_top)
 
-        place_K = kept_NB.flatten().nonzero()[:, 0]
-        row_Q = (~state.decoded_MB[slots_N]).flatten()[place_K].nonzero()[:, 0]
         at_once = max(1, LOGITS_BYTES // (4 * self.vocab_size))
-        for part_Q in row_Q.split(at_once):
-            logits_QV = self.model.compute_logits(hidden_TH[part_Q])
-            place_Q = place_K[part_Q]
+        for rows, places in zip(row_Q.split(at_once), place_Q.split(at_once), strict=True):
+            logits_QV = self.model.compute_logits(hidden_TH[rows])
             choice = choose_tokens(
                 logits_QV,
-                self._row_params(plan, slots_N, place_Q),
+                self._row_params(plan, slots_N, places),
                 mask_token_id=state.mask_token_id,
                 any_sampled=plan.any_sampled,
                 any_filtered=plan.any_filtered,
             )
-            token_T[place_Q] = choice.token_R
-            confidence_T[place_Q] = choice.confidence_R
-            logprob_T[place_Q] = choice.logprob_R
+            token_T[places] = choice.token_R
+            confidence_T[places] = choice.confidence_R
+            logprob_T[places] = choice.logprob_R
             if num_top:
                 best = logits_QV.log_softmax(1).topk(num_top, dim=1)
-                top_id_TK[place_Q], top_logprob_TK[place_Q] = best.indices, best.values
-        return _Unmasking(
+                top_id_TK[places], top_logprob_TK[places] = best.indices, best.values
+        return _Candidates(
             token_T.view(shape),
             confidence_T.view(shape),
             logprob_T.view(shape),

@@ -118,6 +118,7 @@ class Scheduler:
             any_sampled=bool(wants[WANTS_SAMPLED]),
             any_filtered=bool(wants[WANTS_FILTERED]),
             any_suppressed=bool(wants[WANTS_SUPPRESSED]),
+            record_deltas=self.limits.record_trace,
         )
 
     def _grow(self, updates: list[PageUpdate]) -> bool:

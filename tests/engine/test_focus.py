@@ -13,6 +13,7 @@ from torch import Tensor
 from focus_ray.config import EngineConfig
 from focus_ray.engine.engine import Engine
 from focus_ray.engine.outputs import GenerationRequest, RequestStats
+from focus_ray.engine.policy import make_policy
 from focus_ray.engine.runner import Runner
 from focus_ray.sampling import SamplingParams
 
@@ -187,3 +188,66 @@ def test_one_layer_cannot_compare_two(golden_sdar, tmp_path):
     with pytest.raises(ValueError, match="layers 0 and 1, this model has 1"):
         make_engine(model, "focus")
     run(make_engine(model, "delayed"), requests(2))
+
+
+@pytest.mark.parametrize("decoding", ["delayed", "focus"])
+@pytest.mark.parametrize("policy", ["delta", "leftmost"])
+def test_company_changes_no_token_whatever_is_attended(golden_sdar, decoding, policy):
+    settings = {"attend_cached": True, "eviction_policy": policy, "enable_prefix_caching": False}
+    engine = make_engine(golden_sdar, decoding, **settings)
+    alone = {item.request_id: run(engine, [item])[0][item.request_id] for item in requests(16)}
+    together, _ = run(make_engine(golden_sdar, decoding, **settings), requests(16))
+    assert together == alone
+
+
+def test_the_leftmost_policy_computes_nothing_it_evicts(golden_sdar):
+    engine = make_engine(golden_sdar, "focus", eviction_policy="leftmost", record_trace=True)
+    for item in requests(12):
+        engine.add(item)
+    traces = []
+    while engine.has_unfinished():
+        traces += [delta.trace for delta in engine.step() if delta.trace is not None]
+    steps = [step for trace in traces for step in trace]
+    assert all(step.processed == step.retained for step in steps)
+    evicting = 0
+    for step in steps:
+        retained = [position for position in step.masked if position in step.retained]
+        assert list(step.masked[: len(retained)]) == retained
+        assert retained or step.is_commit
+        evicting += len(retained) < len(step.masked)
+    assert evicting > 50
+    counts = engine.load()
+    assert counts.processed_tokens == counts.retained_tokens
+    assert counts.evicted_tokens == sum(len(set(s.masked) - set(s.retained)) for s in steps)
+
+
+@pytest.mark.parametrize("policy", ["delta", "leftmost"])
+def test_diagnosis_changes_no_token_and_finds_what_was_missed(golden_sdar, policy):
+    settings = {"eviction_policy": policy, "confidence_threshold": 0.02}
+    plain, without = run(make_engine(golden_sdar, "focus", **settings), requests(16))
+    engine = make_engine(golden_sdar, "focus", **settings, diagnose_recall_every=1)
+    diagnosed, stats = run(engine, requests(16))
+    assert diagnosed == plain
+    assert all(s.decodable_tokens == 0 and s.eviction_recall is None for s in without.values())
+    counts = engine.load()
+    assert counts.denoising_steps <= counts.decodable_tokens  # a step decodes one at least
+    assert 0 < counts.recalled_tokens < counts.decodable_tokens
+    assert counts.eviction_recall == counts.recalled_tokens / counts.decodable_tokens
+    assert sum(s.decodable_tokens for s in stats.values()) == counts.decodable_tokens
+    nothing = make_engine(golden_sdar, "focus", focus_alpha=1000.0, diagnose_recall_every=3)
+    run(nothing, requests(4))
+    assert nothing.load().eviction_recall == 1.0
+
+
+@pytest.mark.parametrize(
+    ("round_importance", "dtype"),
+    [
+        pytest.param(True, torch.bfloat16, id="as published"),
+        pytest.param(False, torch.float32, id="compared as they were added up"),
+    ],
+)
+def test_rounding_of_importances_is_a_choice(round_importance, dtype):
+    policy = make_policy(
+        EngineConfig(decoding="focus", round_importance=round_importance), torch.bfloat16
+    )
+    assert policy.importance_dtype == dtype

@@ -1,0 +1,134 @@
+"""What recorded denoising steps say about decoding: where tokens are decoded, and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from focus_ray import RequestOutput
+from focus_ray.engine.outputs import DenoisingStep
+
+
+@dataclass(frozen=True)
+class PlacedStep:
+    """A denoising step with the sequence around it; ``block_ids`` stood before the step."""
+
+    output: RequestOutput
+    step: DenoisingStep
+    block_ids: tuple[int, ...]
+
+    @property
+    def decoded(self) -> Tensor:
+        """Of each masked position, whether the step decoded it."""
+        chosen = set(self.step.positions)
+        return torch.tensor([position in chosen for position in self.step.masked])
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How blocks were decoded. Ranks count masked tokens from the left, 0 first.
+
+    Work is in tokens per decoded token, commits included: all entered layer 0, the retained ones
+    went to the end.
+    """
+
+    num_steps: int
+    tokens_per_step: float
+    leftmost_decoded: float
+    rank_below_4: float
+    rank_below_8: float
+    processed_per_decoded: float
+    retained_per_decoded: float
+
+
+def trace_of(output: RequestOutput) -> tuple[DenoisingStep, ...]:
+    """The recorded steps of the first completion."""
+    trace = output.outputs[0].trace
+    if trace is None:
+        raise ValueError("the output has no trace; make the LLM with record_trace=True")
+    return trace
+
+
+def placed_steps(output: RequestOutput, block_length: int, mask_id: int) -> list[PlacedStep]:
+    """Replay a completion: which ids stood in the block before each of its steps."""
+    prompt = output.prompt_token_ids
+    placed = []
+    blocks: dict[int, dict[int, int]] = {}
+    for step in trace_of(output):
+        start = step.block_start
+        known = blocks.setdefault(
+            start, {p: prompt[p] for p in range(start, min(start + block_length, len(prompt)))}
+        )
+        ids = tuple(known.get(p, mask_id) for p in range(start, start + block_length))
+        placed.append(PlacedStep(output, step, ids))
+        known.update(zip(step.positions, step.token_ids, strict=True))
+    return placed
+
+
+def in_full_blocks(
+    steps: Sequence[PlacedStep], block_length: int, end_ids: frozenset[int]
+) -> list[PlacedStep]:
+    """Steps of blocks that hold answer text alone: no prompt, no end token, no padding."""
+    chosen = []
+    for placed in steps:
+        answer = placed.output.outputs[0].token_ids
+        text_len = next((i for i, token in enumerate(answer) if token in end_ids), len(answer))
+        first = len(placed.output.prompt_token_ids)
+        start = placed.step.block_start
+        if first <= start and start + block_length <= first + text_len:
+            chosen.append(placed)
+    return chosen
+
+
+def decoding_of(placed: Sequence[PlacedStep]) -> Decoding | None:
+    """Tokens per step, where they stand and what they cost; None without steps."""
+    steps = [item for item in placed if not item.step.is_commit]
+    if not steps:
+        return None
+    ranks = torch.cat([item.decoded.nonzero()[:, 0] for item in steps])
+    num_decoded = len(ranks)
+    return Decoding(
+        num_steps=len(steps),
+        tokens_per_step=num_decoded / len(steps),
+        leftmost_decoded=sum(bool(item.decoded[0]) for item in steps) / len(steps),
+        rank_below_4=(ranks < 4).float().mean().item(),
+        rank_below_8=(ranks < 8).float().mean().item(),
+        processed_per_decoded=sum(len(item.step.processed) for item in placed) / num_decoded,
+        retained_per_decoded=sum(len(item.step.retained) for item in placed) / num_decoded,
+    )
+
+
+@dataclass(frozen=True)
+class Signal:
+    """AUC over steps: does a score rank the tokens decoded in the step above the others?"""
+
+    num_steps: int
+    auc_importance_delta: float
+    auc_leftness: float
+
+
+def signal_of(placed: Sequence[PlacedStep]) -> Signal | None:
+    """The statistic over the steps that leave something undecoded and evict nothing.
+
+    What is evicted cannot be decoded, so steps that evict would confirm whatever evicted.
+    """
+    deltas, lefts = [], []
+    for item in placed:
+        step, decoded = item.step, item.decoded
+        if not step.importance_deltas or None in step.masked_confidences or decoded.all():
+            continue
+        leftness = -torch.arange(len(decoded), dtype=torch.float32)
+        deltas.append(area_under_curve(torch.tensor(step.importance_deltas), decoded))
+        lefts.append(area_under_curve(leftness, decoded))
+    if not deltas:
+        return None
+    return Signal(len(deltas), sum(deltas) / len(deltas), sum(lefts) / len(lefts))
+
+
+def area_under_curve(scores: Tensor, positive: Tensor) -> float:
+    """Chance that a positive scores above a negative; ties count half."""
+    high, low = scores[positive, None], scores[None, ~positive]
+    return ((high > low).double() + 0.5 * (high == low).double()).mean().item()
