@@ -63,7 +63,7 @@ class EngineConfig(BaseModel):
     enable_prefix_caching: bool = Field(True, description="Reuse KV pages of equal prefixes.")
 
     decoding: Decoding = Field(
-        "block",
+        "focus",
         description="focus: tokens unlikely to be decoded are left out of the later layers. "
         "delayed: only decoded tokens leave, once their KV is final. block: whole blocks.",
     )

@@ -7,6 +7,14 @@ from focus_ray.engine import assembly, runner
 
 
 @pytest.mark.parametrize(
+    "decoding",
+    [
+        pytest.param({"decoding": "block"}, id="whole blocks"),
+        pytest.param({"decoding": "focus"}, id="nothing evicted"),
+        pytest.param({"decoding": "focus", "eviction_policy": "leftmost"}, id="nothing left out"),
+    ],
+)
+@pytest.mark.parametrize(
     ("max_num_seqs", "batched"),
     [
         pytest.param(3, 256, id="prefill takes what decoding leaves"),
@@ -14,7 +22,7 @@ from focus_ray.engine import assembly, runner
     ],
 )
 def test_the_rehearsal_draws_filters_and_reports_in_every_slot(
-    golden_sdar, monkeypatch, max_num_seqs, batched
+    golden_sdar, monkeypatch, max_num_seqs, batched, decoding
 ):
     drawn, choose = [], runner.choose_tokens
 
@@ -29,6 +37,7 @@ def test_the_rehearsal_draws_filters_and_reports_in_every_slot(
         block_length=16,
         num_pages=64,
         max_num_seqs=max_num_seqs,
+        **decoding,
     )
     made = assembly.assemble(config).runner
     drawn.clear()

@@ -17,6 +17,7 @@ def make_engine(model, **overrides):
         "model": model.path,
         "device": model.device,
         "dtype": "float32",
+        "decoding": "block",
         "block_length": 16,
         "page_size": 16,
         "num_pages": 400,
