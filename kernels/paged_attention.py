@@ -1,5 +1,8 @@
 """Attention of ragged query rows over paged keys and values: the one attention of every model.
 
+The contract and the definition; the kernels of a GPU are in ``attention_kernels.py``, their tile
+sizes in ``tuning.py``.
+
 T query tokens in S rows (a row: consecutive tokens of one sequence), L most tokens in a row,
 H query heads, K KV heads, G = H / K, d head size, P pages per row, N KV positions looked at.
 """
@@ -9,6 +12,10 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from focus_ray.kernels.attention_kernels import launch_attention
+from focus_ray.kernels.launch import can_launch
+from focus_ray.kernels.tuning import attention_plan
 
 # Elements of the largest temporary tensor of one chunk of rows. On a CPU a chunk should stay in the
 # cache (64 rows of 32 tokens over 1024 positions, one thread: 58 ms, against 95 ms with 2**25);
@@ -32,24 +39,28 @@ def paged_attention(
     """Attend from each token to the KV positions ``[0, kv_limit)`` of its own row.
 
     Slots at or past a row's largest limit may hold anything, NaN included: they have no weight.
+    Scores and sums are float32. The same call gives the same bits; on a GPU the tile depends on
+    the batch's sizes, so that in bfloat16 and float16 other company may change a row's last bit
+    (never in float32).
 
     Args:
-        q_THd: ``[T, H, d]``, float32, bfloat16 or float16.
-        key_pages: ``[num_pages, page_size, K, d]``, same dtype; H is a multiple of K.
+        q_THd: ``[T, H, d]``, float32, bfloat16 or float16; unit stride along d.
+        key_pages: ``[num_pages, page_size, K, d]``, same dtype, contiguous; H is a multiple of K.
+            Any page size; powers of two from 8 up are read fastest.
         value_pages: as ``key_pages``.
         page_table_SP: integer; page ``p`` of row ``s`` holds its KV positions
             ``[p * page_size, (p + 1) * page_size)``. Entries past a row's need are any valid page.
         row_offsets_S1: integer, row ``s`` is tokens ``[offsets[s], offsets[s + 1])``; ends at T.
         kv_limit_T: integer, at least 1 and at most ``max_kv_len``.
-        max_row_len: most tokens in one row.
-        max_kv_len: largest ``kv_limit``.
-        scale: factor of the scores before the softmax.
+        max_row_len: most tokens in one row, or a bound.
+        max_kv_len: largest ``kv_limit``, or a bound; neither bound costs much where it is loose.
+        scale: factor of the scores before the softmax, above 0.
 
     Returns:
         ``[T, H, d]``, dtype and device of ``q_THd``; empty when T is 0.
 
     Raises:
-        ValueError: shapes or dtypes do not fit together, or a size is out of range.
+        ValueError: shapes, dtypes or strides do not fit together, or a number is out of range.
     """
     if q_THd.ndim != 3 or key_pages.ndim != 4 or key_pages.shape != value_pages.shape:
         raise ValueError(
@@ -69,6 +80,11 @@ def paged_attention(
             f"q is {q_THd.dtype}, the pages {key_pages.dtype} and {value_pages.dtype}: "
             "they must be one dtype"
         )
+    if not (q_THd.stride(2) == 1 and key_pages.is_contiguous() and value_pages.is_contiguous()):
+        raise ValueError(
+            "q needs unit stride along d and the pages to be contiguous, got strides "
+            f"{q_THd.stride()}, {key_pages.stride()} and {value_pages.stride()}"
+        )
     if row_offsets_S1.shape != (page_table_SP.shape[0] + 1,) or kv_limit_T.shape != (num_tokens,):
         raise ValueError(
             f"{page_table_SP.shape[0]} rows and {num_tokens} tokens need one more row offset and "
@@ -80,6 +96,35 @@ def paged_attention(
         raise ValueError(
             f"max_row_len {max_row_len} must be at least 1 and max_kv_len {max_kv_len} between 1 "
             f"and the page table's {page_table_SP.shape[1] * page_size} positions"
+        )
+    if num_tokens > page_table_SP.shape[0] * max_row_len:
+        raise ValueError(
+            f"{page_table_SP.shape[0]} rows of at most {max_row_len} tokens cannot hold "
+            f"{num_tokens}: raise max_row_len"
+        )
+    if not scale > 0:
+        raise ValueError(f"scale must be above 0, got {scale}")
+    if can_launch(q_THd, key_pages, value_pages, page_table_SP, row_offsets_S1, kv_limit_T):
+        plan = attention_plan(
+            q_THd.device,
+            q_THd.dtype,
+            num_tokens=num_tokens,
+            num_rows=page_table_SP.shape[0],
+            num_kv_heads=num_kv_heads,
+            group=num_heads // num_kv_heads,
+            head_dim=head_dim,
+            max_row_len=max_row_len,
+            max_kv_len=max_kv_len,
+        )
+        return launch_attention(
+            q_THd,
+            key_pages,
+            value_pages,
+            page_table_SP,
+            row_offsets_S1.contiguous(),
+            kv_limit_T.contiguous(),
+            scale=scale,
+            plan=plan,
         )
     return paged_attention_reference(
         q_THd,

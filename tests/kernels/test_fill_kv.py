@@ -44,6 +44,32 @@ def test_each_token_lands_in_its_slot(
     torch.testing.assert_close(inputs["value_pages"], expected_values, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(
+    ("num_tokens", "num_heads", "head_dim"),
+    [
+        pytest.param(64, 8, 128, id="a block of 8 heads of 128"),
+        pytest.param(67, 2, 64, id="tokens that fill no tile"),
+        pytest.param(5, 3, 41, id="odd heads"),
+        pytest.param(3, 33, 128, id="slots longer than a program"),
+        pytest.param(40, 1, 1, id="one number per slot"),
+    ],
+)
+def test_other_slots_keep_what_they_hold(
+    num_tokens: int, num_heads: int, head_dim: int, device: torch.device
+) -> None:
+    generator = torch.Generator().manual_seed(num_tokens)
+    num_pages = num_tokens // 8 + 2
+    slot_T = torch.randperm(num_pages * 16, generator=generator)[:num_tokens].to(device)
+    # as a fused projection leaves them: queries, keys and values of a token side by side
+    fused_T4Kd = torch.randn(num_tokens, 4 * num_heads, head_dim, generator=generator).to(device)
+    k_TKd, v_TKd = fused_T4Kd[:, 2 * num_heads :].chunk(2, dim=1)
+    pages = torch.randn(2, num_pages, 16, num_heads, head_dim, generator=generator).to(device)
+    expected = pages.clone().flatten(1, 2)
+    expected[0, slot_T], expected[1, slot_T] = k_TKd, v_TKd
+    fill_kv(k_TKd, v_TKd, slot_T, pages[0], pages[1])
+    assert torch.equal(pages.flatten(1, 2), expected)
+
+
 def test_pages_of_one_layer_are_written_in_the_whole_cache() -> None:
     inputs = make_inputs([6])
     all_layers = torch.zeros(2, 3, 4, 2, 5)
@@ -57,6 +83,9 @@ def test_pages_of_one_layer_are_written_in_the_whole_cache() -> None:
     [
         pytest.param({"k_TKd": torch.zeros(1, 2, 5)}, "keys and values must be", id="too few keys"),
         pytest.param({"v_TKd": torch.zeros(2, 2, 6)}, "keys and values must be", id="head size"),
+        pytest.param(
+            {"k_TKd": torch.zeros(2, 5, 2).mT}, "unit stride along d", id="dimensions apart"
+        ),
         pytest.param({"slot_T": torch.zeros(2, dtype=torch.int32)}, "int64", id="slots of int32"),
         pytest.param({"k_TKd": torch.zeros(2, 2, 5).half()}, "dtype of the pages", id="dtype"),
         pytest.param({"value_pages": torch.zeros(2, 4, 2, 5)}, "must both be", id="page counts"),

@@ -1,132 +1,104 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
+from paged_batches import TOLERANCE, Batch
 from torch import Tensor
 
 from focus_ray.kernels import paged_attention as module
 from focus_ray.kernels.paged_attention import paged_attention
 
-# Against float64 on the same rounded inputs: what is left is the rounding of weights and outputs.
-TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
-
-
-@dataclass(frozen=True)
-class Case:
-    """A ragged batch. ``rows`` lists the kv_limit of every token, row by row."""
-
-    rows: list[list[int]]
-    num_heads: int = 4
-    num_kv_heads: int = 2
-    head_dim: int = 16
-    page_size: int = 8
-    same_pages: bool = False
-
-
-CASES = [
-    pytest.param(Case([[1]]), id="one token that sees itself"),
-    pytest.param(Case([[4] * 4, [8] * 4, [29] * 4]), id="blocks of three sequences"),
-    pytest.param(Case([[9, 12, 13], [3], [40] * 7]), id="limits differ inside a row"),
-    pytest.param(Case([[5] * 5, [], [3, 3]]), id="an empty row between others"),
-    pytest.param(Case([[8] * 8, [16] * 8]), id="limits end exactly at a page"),
-    pytest.param(Case([[7] * 3, [23] * 2], page_size=1), id="pages of one token"),
-    pytest.param(Case([[5, 9], [11]], num_heads=3, num_kv_heads=3, head_dim=41), id="odd heads"),
-    pytest.param(Case([[6] * 2, [17]], num_heads=8, num_kv_heads=1), id="one KV head for all"),
-    pytest.param(Case([[4] * 4, [8] * 4, [12] * 2], same_pages=True), id="prefill chunk"),
+BATCHES = [
+    pytest.param(Batch([[1]]), id="one token that sees itself"),
+    pytest.param(Batch([[4] * 4, [8] * 4, [29] * 4]), id="blocks of three sequences"),
+    pytest.param(Batch([[9, 12, 13], [3], [40] * 7]), id="limits differ inside a row"),
+    pytest.param(Batch([[5] * 5, [], [3, 3]]), id="an empty row between others"),
+    pytest.param(Batch([[], [2], []]), id="empty rows first and last"),
+    pytest.param(Batch([[8] * 8, [16] * 8]), id="limits end exactly at a page"),
+    pytest.param(Batch([[7] * 3, [23] * 2], page_size=1), id="pages of one token"),
+    pytest.param(Batch([[7] * 3, [23] * 2], page_size=6), id="page size no power of two"),
+    pytest.param(Batch([[70], [130] * 2], page_size=64), id="pages of 64"),
+    pytest.param(Batch([[5, 9], [11]], num_heads=3, num_kv_heads=3, head_dim=41), id="odd heads"),
+    pytest.param(Batch([[6] * 2, [17]], num_heads=8, num_kv_heads=1), id="one KV head for all"),
+    pytest.param(Batch([[6] * 5, [17]], num_heads=6, num_kv_heads=2), id="groups of three"),
+    pytest.param(Batch([[5] * 4], num_heads=2, num_kv_heads=1, head_dim=128), id="heads of 128"),
+    pytest.param(Batch([[64] * 64, [70] * 3], head_dim=64), id="longest block, heads of 64"),
+    pytest.param(Batch([[4] * 4, [8] * 4, [12] * 2], same_pages=True), id="prefill chunk"),
 ]
 
 
-def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor | int]:
-    generator = torch.Generator().manual_seed(len(case.rows))
-    limits = [limit for row in case.rows for limit in row]
-    num_rows, max_kv_len = len(case.rows), max(limits, default=1)
-    pages_per_row = -(-max_kv_len // case.page_size) + 1  # one more than needed
-    num_pages = num_rows * pages_per_row
-    pages = torch.randperm(num_pages, generator=generator).view(num_rows, pages_per_row)
-    if case.same_pages:
-        pages = pages[:1].expand(num_rows, -1)
-
-    def random(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator).to(device, dtype)
-
-    kv_shape = (num_pages, case.page_size, case.num_kv_heads, case.head_dim)
-    offsets = torch.tensor([0, *(len(row) for row in case.rows)]).cumsum(0)
-    return {
-        "q_THd": random(len(limits), case.num_heads, case.head_dim),
-        "key_pages": random(*kv_shape),
-        "value_pages": random(*kv_shape),
-        "page_table_SP": pages.to(device, torch.int32),
-        "row_offsets_S1": offsets.to(device, torch.int32),
-        "kv_limit_T": torch.tensor(limits, dtype=torch.int32, device=device),
-        "max_row_len": max(map(len, case.rows)),
-        "max_kv_len": max_kv_len,
-        "scale": case.head_dim**-0.5,
-    }
-
-
-def attend_token_by_token(case: Case, inputs: dict[str, Tensor | int]) -> Tensor:
-    """Written to be read: float64, one token and head at a time."""
-    group = case.num_heads // case.num_kv_heads
-    out_THd = inputs["q_THd"].double().clone()
-    tokens = [(row, limit) for row, limits in enumerate(case.rows) for limit in limits]
-    for token, (row, limit) in enumerate(tokens):
-        pages = inputs["page_table_SP"][row].long()
-        keys_NKd = inputs["key_pages"][pages].flatten(0, 1)[:limit].double()
-        values_NKd = inputs["value_pages"][pages].flatten(0, 1)[:limit].double()
-        for head in range(case.num_heads):
-            kv_head = head // group
-            score_N = keys_NKd[:, kv_head] @ inputs["q_THd"][token, head].double()
-            weight_N = (score_N * inputs["scale"]).softmax(0)
-            out_THd[token, head] = weight_N @ values_NKd[:, kv_head]
-    return out_THd
-
-
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("batch", BATCHES)
 def test_each_token_attends_to_its_limit(
-    case: Case, dtype: torch.dtype, device: torch.device
+    batch: Batch, dtype: torch.dtype, device: torch.device
 ) -> None:
-    inputs = make_inputs(case, dtype, device)
-    expected = attend_token_by_token(case, inputs)
+    inputs = batch.inputs(dtype, device)
+    expected = batch.attend_token_by_token(inputs)
     found = paged_attention(**inputs)
-    assert found.dtype == dtype
-    torch.testing.assert_close(found.double(), expected, rtol=0, atol=TOLERANCE[dtype])
+    assert (found.dtype, found.device.type) == (dtype, device.type)
+    torch.testing.assert_close(found.cpu().double(), expected, rtol=0, atol=TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_slots_past_every_limit_never_matter(case: Case, device: torch.device) -> None:
-    inputs = make_inputs(case, torch.float32, device)
+@pytest.mark.parametrize("batch", BATCHES)
+def test_slots_past_every_limit_never_matter(batch: Batch, device: torch.device) -> None:
+    inputs = batch.inputs(torch.float32, device)
     expected = paged_attention(**inputs)
-    seen = torch.zeros(inputs["key_pages"].shape[:2], dtype=torch.bool, device=device)
-    for row, limits in enumerate(case.rows):
-        for position in range(max(limits, default=0)):
-            page = inputs["page_table_SP"][row, position // case.page_size]
-            seen[page, position % case.page_size] = True
-    inputs["key_pages"][~seen] = torch.nan
-    inputs["value_pages"][~seen] = torch.inf
+    batch.poison_unseen_slots(inputs)
     torch.testing.assert_close(paged_attention(**inputs), expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_rows_in_chunks_equal_rows_at_once(
-    case: Case, device: torch.device, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    inputs = make_inputs(case, torch.float32, device)
+def test_queries_may_be_a_view_of_a_fused_projection(device: torch.device) -> None:
+    inputs = Batch([[9, 12, 13], [40] * 7]).inputs(torch.float32, device)
     expected = paged_attention(**inputs)
+    fused_T2Hd = torch.full((10, 9, 20), torch.nan, device=device)
+    fused_T2Hd[:, 1:8:2, 2:18] = inputs["q_THd"]
+    inputs["q_THd"] = fused_T2Hd[:, 1:8:2, 2:18]
+    torch.testing.assert_close(paged_attention(**inputs), expected, rtol=0, atol=0)
+
+
+def test_page_tables_of_any_integer_and_stride(device: torch.device) -> None:
+    inputs = Batch([[9, 12, 13], [40] * 7]).inputs(torch.float32, device)
+    expected = paged_attention(**inputs)
+    inputs["page_table_SP"] = inputs["page_table_SP"].long().repeat_interleave(2, 1)[:, ::2]
+    for name in ("row_offsets_S1", "kv_limit_T"):
+        inputs[name] = inputs[name].long()
+    torch.testing.assert_close(paged_attention(**inputs), expected, rtol=0, atol=0)
+
+
+def test_bounds_need_not_be_tight(device: torch.device) -> None:
+    inputs = Batch([[9, 12, 13], [40] * 7]).inputs(torch.float32, device)
+    expected = paged_attention(**inputs)
+    loose = {"max_row_len": 32, "max_kv_len": 48}
+    torch.testing.assert_close(paged_attention(**{**inputs, **loose}), expected)
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+def test_rows_in_chunks_equal_rows_at_once(
+    batch: Batch, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = batch.inputs(torch.float32, device)
+    expected = module.paged_attention_reference(**inputs)
     monkeypatch.setattr(module, "MAX_CHUNK_ELEMENTS", 1)
     monkeypatch.setattr(module, "MAX_CHUNK_ELEMENTS_CPU", 1)
-    torch.testing.assert_close(paged_attention(**inputs), expected)
+    torch.testing.assert_close(module.paged_attention_reference(**inputs), expected)
 
 
 def test_no_tokens_give_no_output(device: torch.device) -> None:
-    inputs = make_inputs(Case([[], []]), torch.float32, device)
+    inputs = Batch([[], []]).inputs(torch.float32, device)
+    assert paged_attention(**inputs).shape == (0, 4, 16)
+
+
+def test_no_rows_give_no_output(device: torch.device) -> None:
+    inputs = Batch([[]]).inputs(torch.float32, device)
+    inputs["page_table_SP"] = inputs["page_table_SP"][:0]
+    inputs["row_offsets_S1"] = inputs["row_offsets_S1"][:1]
     assert paged_attention(**inputs).shape == (0, 4, 16)
 
 
 def test_nothing_is_read_back_from_the_device() -> None:
-    inputs = make_inputs(Case([[4] * 4, [8] * 4]), torch.float32, torch.device("cpu"))
+    inputs = Batch([[4] * 4, [8] * 4]).inputs()
     on_meta = {  # a meta tensor has no values: reading one raises
         name: value.to("meta") if isinstance(value, Tensor) else value
         for name, value in inputs.items()
@@ -141,14 +113,26 @@ def test_nothing_is_read_back_from_the_device() -> None:
         pytest.param({"q_THd": torch.zeros(3, 5, 16)}, "multiple of KV heads", id="5 over 2 heads"),
         pytest.param({"q_THd": torch.zeros(3, 4, 8)}, "head sizes must be equal", id="head size"),
         pytest.param({"q_THd": torch.zeros(3, 4, 16).half()}, "must be one dtype", id="dtypes"),
+        pytest.param(
+            {"q_THd": torch.zeros(3, 16, 4).mT}, "unit stride along d", id="dimensions apart"
+        ),
         pytest.param({"kv_limit_T": torch.ones(2)}, "as many limits", id="a limit too few"),
         pytest.param({"row_offsets_S1": torch.zeros(2)}, "one more row offset", id="offsets"),
         pytest.param({"max_kv_len": 1000}, "between 1 and the page table's", id="past the table"),
         pytest.param({"max_kv_len": 0}, "between 1 and the page table's", id="nothing to see"),
         pytest.param({"max_row_len": 0}, "max_row_len 0", id="rows of no tokens"),
+        pytest.param({"max_row_len": 1}, "cannot hold 3", id="rows too short for their tokens"),
+        pytest.param({"scale": -1.0}, "scale must be above 0", id="upside down"),
     ],
 )
-def test_what_does_not_fit_is_refused(changes: dict[str, Tensor | int], message: str) -> None:
-    inputs = make_inputs(Case([[2] * 2, [3]]), torch.float32, torch.device("cpu"))
+def test_what_does_not_fit_is_refused(changes: dict[str, Any], message: str) -> None:
+    inputs = Batch([[2] * 2, [3]]).inputs()
     with pytest.raises(ValueError, match=message):
         paged_attention(**{**inputs, **changes})
+
+
+def test_pages_with_gaps_are_refused() -> None:
+    inputs = Batch([[2] * 2, [3]]).inputs()
+    inputs["key_pages"] = inputs["key_pages"].repeat_interleave(2, 3)[..., ::2]
+    with pytest.raises(ValueError, match="the pages to be contiguous"):
+        paged_attention(**inputs)

@@ -1,0 +1,149 @@
+"""Which tiles a kernel takes on which GPU, and how its work is cut, from sizes the host knows.
+
+A kernel with one sensible shape keeps it to itself; here stand the choices that differ between
+GPUs or between batches. Everything is a function of shapes, so that equal steps launch equal
+programs and a step can be recorded into a CUDA graph.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cache
+
+import torch
+
+# What Triton's CPU interpreter pretends to be: a GPU of no known kind and one multiprocessor.
+NO_CAPABILITY = (0, 0)
+
+
+@cache
+def capability(device: torch.device) -> tuple[int, int]:
+    """CUDA compute capability, ``NO_CAPABILITY`` elsewhere."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else NO_CAPABILITY
+
+
+@cache
+def num_multiprocessors(device: torch.device) -> int:
+    """Multiprocessors of a GPU, 1 elsewhere."""
+    if device.type != "cuda":
+        return 1
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+# --- paged_attention ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AttentionTile:
+    """Shape of one program of ``paged_attention``.
+
+    Args:
+        block_m: (token, query head) pairs of one KV head.
+        block_n: KV positions per pass of the loop; a power of two like ``block_m``, at least 16.
+        num_warps: warps that share the tile.
+        num_stages: Triton's pipelining depth; pages in flight grow with it, and shared memory.
+        programs_per_sm: how many fit on a multiprocessor at once, by shared memory and registers.
+    """
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+    programs_per_sm: int
+
+
+@dataclass(frozen=True)
+class AttentionPlan:
+    """A tile, and among how many programs the KV positions of each tile are shared."""
+
+    tile: AttentionTile
+    num_splits: int
+
+
+# In ascending block_m, for heads of up to 128. 64 rows are the least that Hopper's wgmma takes;
+# fewer run on mma.sync.
+HOPPER_TILES = (
+    AttentionTile(16, 64, 4, 3, 3),
+    AttentionTile(32, 64, 4, 3, 2),
+    AttentionTile(64, 64, 4, 3, 2),
+    AttentionTile(128, 64, 8, 3, 1),
+)
+# Fits the 99 KiB of shared memory that the smallest GPUs since Ampere give a program.
+SMALL_TILES = (
+    AttentionTile(16, 64, 4, 3, 1),
+    AttentionTile(32, 64, 4, 3, 1),
+    AttentionTile(64, 32, 4, 3, 1),
+)
+ATTENTION_TILES = {(9, 0): HOPPER_TILES}
+
+# float32 serves comparisons, not speed: no tensor cores (their float32 is not), so registers bound
+# the tile. One tile and no splits for every batch: a row's result does not depend on its company.
+FLOAT32_TILE = AttentionTile(16, 32, 4, 1, 1)
+
+# A split shorter than this costs more in partial results than it gains in company.
+MIN_POSITIONS_PER_SPLIT = 128
+MAX_SPLITS = 32
+
+
+def attention_plan(
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    num_tokens: int,
+    num_rows: int,
+    num_kv_heads: int,
+    group: int,
+    head_dim: int,
+    max_row_len: int,
+    max_kv_len: int,
+) -> AttentionPlan:
+    """Choose tile and splits for ``num_tokens`` tokens in ``num_rows`` rows.
+
+    The tile holds rows twice as long as the mean, since a tile too tall idles tensor cores that
+    wait for memory anyway and a tile too low reads the row's pages twice.
+
+    Args:
+        device: where the kernel will run.
+        dtype: of queries and pages.
+        num_tokens: at least 1.
+        num_rows: at least 1, empty rows counted.
+        num_kv_heads: K.
+        group: query heads per KV head.
+        head_dim: d.
+        max_row_len: most tokens in a row.
+        max_kv_len: most KV positions a token sees.
+    """
+    if dtype == torch.float32:
+        return AttentionPlan(_for_head_dim(FLOAT32_TILE, head_dim), 1)
+    tiles = ATTENTION_TILES.get(capability(device), SMALL_TILES)
+    pairs_wanted = min(2 * -(-num_tokens // num_rows), max_row_len) * group
+    tile = next((tile for tile in tiles if tile.block_m >= pairs_wanted), tiles[-1])
+    tile = _for_head_dim(tile, head_dim)
+    num_programs = max(num_rows, -(-num_tokens * group // tile.block_m)) * num_kv_heads
+    places = num_multiprocessors(device) * tile.programs_per_sm
+    return AttentionPlan(tile, num_splits(num_programs, places, max_kv_len))
+
+
+def num_splits(num_programs: int, places: int, max_kv_len: int) -> int:
+    """The power of two of splits with which all programs still run at once, 1 if none do.
+
+    Args:
+        num_programs: programs without splits.
+        places: programs the GPU runs at once.
+        max_kv_len: most KV positions of a program.
+    """
+    most = min(places // num_programs, max_kv_len // MIN_POSITIONS_PER_SPLIT, MAX_SPLITS)
+    return 1 << (max(most, 1).bit_length() - 1)
+
+
+def _for_head_dim(tile: AttentionTile, head_dim: int) -> AttentionTile:
+    """The tile itself up to heads of 128; beyond, about as many bytes and registers."""
+    excess = -(-head_dim // 128)
+    if excess == 1:
+        return tile
+    excess = 1 << (excess - 1).bit_length()
+    return replace(
+        tile,
+        block_m=min(tile.block_m, max(16, 128 // excess)),
+        block_n=max(16, tile.block_n // excess),
+    )

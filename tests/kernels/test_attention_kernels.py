@@ -1,0 +1,144 @@
+"""Every tile and split, whatever a batch would choose; the contract has its own tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from paged_batches import TOLERANCE, Batch
+from torch import Tensor
+
+from focus_ray.kernels import attention_kernels
+from focus_ray.kernels.attention_kernels import launch_attention
+from focus_ray.kernels.launch import can_launch
+from focus_ray.kernels.tuning import AttentionPlan, AttentionTile
+
+LOW = AttentionTile(16, 16, 2, 2, 1)
+TILES = [
+    pytest.param(LOW, id="16x16"),
+    pytest.param(AttentionTile(16, 64, 4, 3, 1), id="16x64"),
+    pytest.param(AttentionTile(32, 32, 4, 3, 1), id="32x32"),
+    pytest.param(AttentionTile(64, 64, 4, 3, 1), id="64x64"),
+    pytest.param(AttentionTile(128, 64, 8, 3, 1), id="128x64"),
+]
+# Rows of one tile and of many, tokens of one row apart by more than a tile of positions, splits
+# that are empty for some rows and for some tokens.
+MIXED = Batch([[80, 33, 16], [], [5], [40] * 11, [70]])
+
+
+def launch(inputs: dict[str, Any], plan: AttentionPlan) -> Tensor:
+    """Where nothing may be left as it was allocated: fresh memory holds NaN."""
+    if not can_launch(*(value for value in inputs.values() if isinstance(value, Tensor))):
+        pytest.skip("kernels run on CUDA, or with TRITON_INTERPRET=1 and not in bfloat16")
+    bounds = ("max_row_len", "max_kv_len")
+    inputs = {name: value for name, value in inputs.items() if name not in bounds}
+    with fresh_memory_is_nan():
+        return launch_attention(**inputs, plan=plan)
+
+
+@contextmanager
+def fresh_memory_is_nan() -> Iterator[None]:
+    was = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.empty(1).isnan().all()
+        yield
+    finally:
+        torch.use_deterministic_algorithms(was)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("num_splits", [1, 4])
+@pytest.mark.parametrize("tile", TILES)
+def test_every_tile_and_split_gives_the_same(
+    tile: AttentionTile, num_splits: int, dtype: torch.dtype, device: torch.device
+) -> None:
+    inputs = MIXED.inputs(dtype, device)
+    found = launch(inputs, AttentionPlan(tile, num_splits))
+    expected = MIXED.attend_token_by_token(inputs)
+    torch.testing.assert_close(found.cpu().double(), expected, rtol=0, atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("group", range(1, 9))
+def test_any_group_of_query_heads(group: int, device: torch.device) -> None:
+    batch = Batch([[20] * 5, [3, 7], []], num_heads=2 * group)
+    inputs = batch.inputs(torch.float32, device)
+    found = launch(inputs, AttentionPlan(LOW, 2))
+    torch.testing.assert_close(
+        found.cpu().double(), batch.attend_token_by_token(inputs), rtol=0, atol=2e-5
+    )
+
+
+@pytest.mark.parametrize("num_splits", [1, 4])
+@pytest.mark.parametrize("head_dim", [5, 16, 41, 64, 96, 128])
+def test_any_head_size(head_dim: int, num_splits: int, device: torch.device) -> None:
+    batch = Batch([[20] * 5, [3, 7]], head_dim=head_dim)
+    inputs = batch.inputs(torch.float32, device)
+    found = launch(inputs, AttentionPlan(LOW, num_splits))
+    torch.testing.assert_close(
+        found.cpu().double(), batch.attend_token_by_token(inputs), rtol=0, atol=2e-5
+    )
+
+
+@pytest.mark.parametrize("page_size", [1, 2, 3, 4, 16, 32, 128])
+def test_any_page_size_and_nothing_unseen_matters(page_size: int, device: torch.device) -> None:
+    batch = Batch([[40, 35, 3], [17], [64] * 2], page_size=page_size)
+    inputs = batch.inputs(torch.float32, device)
+    expected = batch.attend_token_by_token(inputs)
+    batch.poison_unseen_slots(inputs)
+    found = launch(inputs, AttentionPlan(AttentionTile(16, 32, 4, 3, 1), 2))
+    torch.testing.assert_close(found.cpu().double(), expected, rtol=0, atol=2e-5)
+
+
+def test_rows_are_found_past_the_first_search(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention_kernels, "ROWS_PER_SEARCH", 4)
+    batch = Batch([[], [3], [4] * 9, [], [], [5, 6], [7], [], [9] * 2], num_kv_heads=1)
+    inputs = batch.inputs(torch.float32, device)
+    found = launch(inputs, AttentionPlan(LOW, 1))
+    torch.testing.assert_close(
+        found.cpu().double(), batch.attend_token_by_token(inputs), rtol=0, atol=2e-5
+    )
+
+
+@pytest.mark.parametrize("num_splits", [1, 4])
+def test_a_row_gets_the_same_bits_in_any_company(num_splits: int, device: torch.device) -> None:
+    inputs = MIXED.inputs(torch.float32, device)
+    plan = AttentionPlan(LOW, num_splits)
+    together = launch(inputs, plan)
+    first = 0
+    for row, limits in enumerate(MIXED.rows):
+        tokens = slice(first, first + len(limits))
+        first = tokens.stop
+        if not limits:
+            continue
+        alone = launch(
+            inputs
+            | {
+                "q_THd": inputs["q_THd"][tokens],
+                "page_table_SP": inputs["page_table_SP"][row : row + 1],
+                "row_offsets_S1": torch.tensor([0, len(limits)], device=device),
+                "kv_limit_T": inputs["kv_limit_T"][tokens],
+            },
+            plan,
+        )
+        assert torch.equal(alone, together[tokens])
+
+
+@pytest.mark.gpu
+def test_launching_never_waits_for_the_device() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs CUDA: torch.cuda.is_available() is false here")
+    inputs = MIXED.inputs(torch.bfloat16, "cuda")
+    expected = launch(inputs, AttentionPlan(LOW, 4))  # compiles
+    mode = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = launch(inputs, AttentionPlan(LOW, 4))
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
+    assert torch.equal(found, expected)
