@@ -4,323 +4,107 @@
     python tests/conformance.py --focus tests/golden/focus [DIR ...]
 
 Checkpoints: logits, then generations through the engine. FOCUS: importance, targets, selection,
-and the traces of whole requests, against the definitions. Prints a table and exits with 1 if
+and the traces of whole requests, against the torch definitions and against the Triton kernels, on
+a GPU where there is one and else in Triton's interpreter. Prints a table and exits with 1 if
 anything differs.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import os
+import subprocess
 import sys
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
 from rich.console import Console
-from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent / "support"))
 
-from conformance_report import Difference, Report, print_reports
-from focus_golden import check_focus_directory
+from conformance_report import Report, print_reports, reports_from_json, reports_to_json
 
-from focus_ray.errors import FocusRayError
-from focus_ray.models.base import BlockDiffusionModel
-from focus_ray.models.kv_cache import KVCache
-from focus_ray.models.loading import LoadedModel, load_model
-from focus_ray.models.step import StepTensors
-
-# Largest difference of logits and hidden states, relative to the largest reference value.
-RELATIVE_TOLERANCE = 1e-4
-# Largest difference of a confidence, a probability. Logits reach 50, so 1e-4 of them is 5e-3.
-CONFIDENCE_TOLERANCE = 5e-3
-PAGE_SIZE = 64
-UNMASKING_OF_KIND = {
-    "dynamic": "low_confidence_dynamic",
-    "schedule_only": "low_confidence_dynamic",
-    "static": "low_confidence_static",
-    "sequential": "sequential",
-}
-
-Case = dict[str, Any]
-Step = tuple[int, int, tuple[int, ...], tuple[int, ...], tuple[float, ...]]
+BACKENDS = ("definitions", "kernels")
 
 
-@dataclass(frozen=True)
-class Generation:
-    """What the engine made of one case: its whole canvas and its denoising steps."""
-
-    canvas: tuple[int, ...]
-    steps: tuple[Step, ...]
-
-
-def check_directory(directory: Path, device: str = "cpu") -> Report:
-    """Run every check on one golden directory; differences are collected, not raised."""
-    report = Report(directory)
-    golden = json.loads((directory / "expected.json").read_text())
-    try:
-        loaded = load_model(str(directory), device=device, dtype=torch.float32)
-    except FocusRayError as error:
-        report.differences.append(Difference("load", "a supported checkpoint", str(error)))
-        return report
-    arrays = np.load(directory / "expected.npz")
-    with torch.inference_mode():
-        check_prefill(report, loaded, arrays)
-        check_first_logits(report, loaded, arrays, golden)
-    del loaded
-    check_generations(report, golden, device)
-    return report
-
-
-def check_prefill(report: Report, loaded: LoadedModel, arrays: Any) -> None:
-    """Logits of the prompt at every block length, and hidden states where they are given."""
-    prompt_T = torch.from_numpy(arrays["prefill_prompt"])
-    for name in arrays.files:
-        if name.startswith("prefill_logits_b"):
-            found, _ = forward(loaded, prompt_T, int(name.removeprefix("prefill_logits_b")))
-            compare_values(report, "prefill logits", name, arrays[name], found)
-        if name.startswith("prefill_hidden_states_b"):
-            block_length = int(name.removeprefix("prefill_hidden_states_b"))
-            _, hidden = forward(loaded, prompt_T, block_length)
-            expected = arrays[name]
-            if len(hidden) != len(expected):
-                report.differences.append(Difference(name, str(len(expected)), str(len(hidden))))
-            for index, (want, got) in enumerate(zip(expected, hidden, strict=False)):
-                where = f"{name}[{index}]"
-                compare_values(report, "hidden states", where, want, got[: want.shape[0]])
-
-
-def check_first_logits(report: Report, loaded: LoadedModel, arrays: Any, golden: Case) -> None:
-    """Logits of the first denoising step: whole prompt blocks, then one block with masks."""
-    for case in golden["cases"]:
-        name = f"first_logits/{case['name']}"
-        if name not in arrays.files:
-            continue
-        block_length = case["block_length"]
-        prompt = case["prompt_ids"]
-        masks = block_length - len(prompt) % block_length
-        canvas_T = torch.tensor(prompt + [golden["mask_token_id"]] * masks)
-        found, _ = forward(loaded, canvas_T, block_length)
-        compare_values(report, "first logits", name, arrays[name], found[-block_length:])
-
-
-def forward(
-    loaded: LoadedModel, token_ids_T: Tensor, block_length: int
-) -> tuple[Tensor, list[Tensor]]:
-    """Logits and hidden states of one sequence, in one step under the block mask."""
-    model, spec = loaded.model, loaded.spec
-    device = next(model.parameters()).device
-    num_tokens = token_ids_T.numel()
-    num_rows, num_pages = -(-num_tokens // block_length), -(-num_tokens // PAGE_SIZE)
-    positions_T = torch.arange(num_tokens, device=device)
-    limit_T = ((positions_T // block_length + 1) * block_length).clamp(max=num_tokens)
-    row_offsets_S1 = (torch.arange(num_rows + 1, device=device) * block_length).clamp(
-        max=num_tokens
-    )
-    step = StepTensors(
-        token_ids_T=token_ids_T.to(device),
-        positions_T=positions_T,
-        kv_limit_T=limit_T.to(torch.int32),
-        slot_T=positions_T,
-        page_table_SP=torch.arange(num_pages, dtype=torch.int32, device=device).repeat(num_rows, 1),
-        row_offsets_S1=row_offsets_S1.to(torch.int32),
-        max_row_len=min(block_length, num_tokens),
-        max_kv_len=num_tokens,
-    )
-    cache = KVCache(
-        num_layers=spec.num_layers,
-        num_pages=num_pages,
-        page_size=PAGE_SIZE,
-        num_kv_heads=spec.num_kv_heads,
-        head_dim=spec.head_dim,
-        dtype=torch.float32,
-        device=device,
-    )
-    inputs: list[Tensor] = []
-    hooks = [
-        layer.input_layernorm.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
-        for layer in decoder_layers(model)
+def check_focus_directories(
+    directories: Sequence[Path], backends: Sequence[str], device: str
+) -> list[Report]:
+    """The definitions here, the kernels where they can run; both at once."""
+    interpreter = None
+    if "kernels" in backends and not _kernels_run_here():
+        interpreter = _start_interpreter(directories)
+    reports = [
+        report
+        for kind in backends
+        if interpreter is None or kind == "definitions"
+        for report in _check_here(directories, kind, device)
     ]
-    hidden_TD = model(step, cache)
-    for hook in hooks:
-        hook.remove()
-    return model.compute_logits(hidden_TD).cpu(), [x.cpu() for x in (*inputs, hidden_TD)]
+    if interpreter is not None:
+        output, _ = interpreter.communicate()
+        if not output:
+            raise SystemExit(f"the kernels could not be checked, status {interpreter.returncode}")
+        reports += reports_from_json(output)
+    return reports
 
 
-def decoder_layers(model: BlockDiffusionModel) -> Iterable[torch.nn.Module]:
-    """The layers, under the name that all published checkpoints give them."""
-    return model.get_submodule("model.layers").children()
+def _check_here(directories: Sequence[Path], kind: str, device: str) -> list[Report]:
+    from focus_backend import definitions, kernels
+    from focus_golden import check_focus_directory
 
-
-def compare_values(
-    report: Report, kind: str, where: str, expected: np.ndarray[Any, Any], found: Tensor
-) -> None:
-    """Count a difference if the largest error is above the tolerance, or not a number."""
-    report.checked[kind] += 1
-    want = torch.from_numpy(expected)
-    if want.shape != found.shape:
-        report.differences.append(Difference(where, str(want.shape), str(found.shape)))
-        return
-    error = ((found - want).abs().max() / want.abs().max()).item()
-    report.worst_relative_error = max(report.worst_relative_error, error)
-    if not error <= RELATIVE_TOLERANCE:
-        report.differences.append(
-            Difference(where, f"relative error <= {RELATIVE_TOLERANCE:g}", f"{error:.3g}")
-        )
-
-
-def check_generations(report: Report, golden: Case, device: str) -> None:
-    """Every case through the engine; the cases of one block length run as one batch."""
-    by_block_length: dict[int, list[Case]] = defaultdict(list)
-    for case in golden["cases"]:
-        report.checked["generations"] += 1
-        report.checked["fragile generations"] += case["fragile"]
-        if case["kind"] in UNMASKING_OF_KIND and not case.get("eos_early_stop"):
-            by_block_length[case["block_length"]].append(case)
-        else:
-            report.differences.append(
-                Difference(case["name"], "a supported kind of generation", case["kind"])
-            )
-    for block_length, cases in by_block_length.items():
-        try:
-            generations = generate(report.directory, cases, block_length, device)
-        except Exception as error:  # whatever it is, the other checks still run
-            found = f"{type(error).__name__}: {error}"
-            report.differences.append(Difference(f"block length {block_length}", "a run", found))
-            continue
-        for case, generation in zip(cases, generations, strict=True):
-            report.differences += compare_generation(case, generation, golden["mask_token_id"])
-
-
-def generate(
-    directory: Path, cases: Sequence[Case], block_length: int, device: str
-) -> list[Generation]:
-    """Run cases of one block length together through the real engine."""
-    from focus_ray.config import EngineConfig
-    from focus_ray.engine.engine import Engine
-    from focus_ray.engine.outputs import CompletionOutput, GenerationRequest
-    from focus_ray.sampling import SamplingParams
-
-    page_size = block_length * max(1, PAGE_SIZE // block_length)
-    engine = Engine(
-        EngineConfig(
-            model=str(directory),
-            device=device,
-            dtype="float32",
-            block_length=block_length,
-            page_size=page_size,
-            num_pages=sum(len(case["final_canvas"]) // page_size + 2 for case in cases),
-            record_trace=True,
-        )
-    )
-    outputs = [CompletionOutput(index=0) for _ in cases]
-    for index, case in enumerate(cases):
-        params = SamplingParams(
-            temperature=0.0,
-            max_tokens=len(case["final_canvas"]) - len(case["prompt_ids"]),
-            ignore_eos=True,
-            unmasking=UNMASKING_OF_KIND[case["kind"]],
-            confidence_threshold=case["confidence_threshold"],
-            denoising_steps=case["denoising_steps"],
-        )
-        engine.add(GenerationRequest(str(index), tuple(case["prompt_ids"]), params))
-    while engine.has_unfinished():
-        for delta in engine.step():
-            outputs[int(delta.request_id)].append(delta)
+    backends = definitions(device) if kind == "definitions" else kernels()
     return [
-        Generation(
-            canvas=(*case["prompt_ids"], *output.token_ids),
-            steps=tuple(
-                (
-                    step.block_start,
-                    len(step.masked),
-                    step.positions,
-                    step.token_ids,
-                    step.confidences,
-                )
-                for step in output.trace or ()
-                if not step.is_commit
-            ),
-        )
-        for case, output in zip(cases, outputs, strict=True)
+        check_focus_directory(directory, backend)
+        for directory in directories
+        for backend in backends
     ]
 
 
-def compare_generation(case: Case, found: Generation, mask_token_id: int) -> list[Difference]:
-    """The first step that differs, and the canvas if it does."""
-    found = cut_at_stop(case, found, mask_token_id)
-    fragile = case["fragile"]
-    differences: list[Difference] = []
-    expected_steps = [
-        (
-            step["block_start"],
-            step["n_masked_before"],
-            tuple(step["positions"]),
-            tuple(step["tokens"]),
-            tuple(step["confidences"]),
-        )
-        for step in case["steps"]
-    ]
-    for index, (want, got) in enumerate(zip(expected_steps, found.steps, strict=False)):
-        if not same_step(want, got):
-            where = f"{case['name']} step {index}"
-            differences.append(Difference(where, describe(want), describe(got), fragile))
-            break
-    if len(expected_steps) != len(found.steps):
-        want_count, got_count = str(len(expected_steps)), str(len(found.steps))
-        differences.append(Difference(f"{case['name']} steps", want_count, got_count, fragile))
-    if tuple(case["final_canvas"]) != found.canvas:
-        differences.append(
-            Difference(
-                f"{case['name']} canvas", str(case["final_canvas"]), str([*found.canvas]), fragile
-            )
-        )
-    return differences
+def _kernels_run_here() -> bool:
+    import torch
+
+    from focus_ray.kernels.launch import INTERPRETED
+
+    return INTERPRETED or torch.cuda.is_available()
 
 
-def cut_at_stop(case: Case, found: Generation, mask_token_id: int) -> Generation:
-    """End a run after the first block with the stop token, as the reference does."""
-    stop, block_length = case["stop_token_id"], case["block_length"]
-    if stop is None or stop not in found.canvas[len(case["prompt_ids"]) :]:
-        return found
-    position = found.canvas.index(stop, len(case["prompt_ids"]))
-    end = (position // block_length + 1) * block_length
-    return Generation(
-        canvas=found.canvas[:end] + (mask_token_id,) * (len(found.canvas) - end),
-        steps=tuple(step for step in found.steps if step[0] < end),
+def _start_interpreter(directories: Sequence[Path]) -> subprocess.Popen[str]:
+    """This script for the kernels alone; Triton must know before it is imported."""
+    command = [sys.executable, __file__, "--backend", "kernels", "--json", "--focus"]
+    return subprocess.Popen(
+        [*command, *map(str, directories)],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
     )
-
-
-def same_step(want: Step, got: Step) -> bool:
-    """Equal positions and tokens, confidences within the tolerance."""
-    return want[:4] == got[:4] and np.allclose(want[4], got[4], rtol=0, atol=CONFIDENCE_TOLERANCE)
-
-
-def describe(step: Step) -> str:
-    block_start, num_masked, positions, tokens, confidences = step
-    filled = ", ".join(
-        f"{position}={token} ({confidence:.4f})"
-        for position, token, confidence in zip(positions, tokens, confidences, strict=False)
-    )
-    return f"block {block_start}, {num_masked} masked: {filled}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--models", nargs="+", type=Path, default=[], metavar="DIR")
     parser.add_argument("--focus", nargs="+", type=Path, default=[], metavar="DIR")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="of models and definitions"
+    )
+    parser.add_argument(
+        "--backend", choices=BACKENDS, help="what FOCUS is checked with; default: both"
+    )
+    parser.add_argument("--json", action="store_true", help="print the reports as JSON, no table")
     options = parser.parse_args(arguments)
     if not options.models and not options.focus:
         parser.error("name at least one directory with --models or --focus")
-    reports = [check_directory(directory, options.device) for directory in options.models]
-    reports += [check_focus_directory(directory, options.device) for directory in options.focus]
-    print_reports(Console(), reports)
+    reports = []
+    if options.models:
+        from model_golden import check_model_directory
+
+        reports += [check_model_directory(path, options.device) for path in options.models]
+    if options.focus:
+        backends = [options.backend] if options.backend else BACKENDS
+        reports += check_focus_directories(options.focus, backends, options.device)
+    if options.json:
+        print(reports_to_json(reports))
+    else:
+        print_reports(Console(), reports)
     return int(any(report.failed for report in reports))
 
 

@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import Phase, settings
 
 if TYPE_CHECKING:
     import torch
@@ -13,6 +14,27 @@ if TYPE_CHECKING:
 # Before anything reads them: no test reaches out of the machine it runs on.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+# The same examples in every run, and a failure at once; `pytest --hypothesis-profile=search` looks
+# for new ones and makes them small, which may take minutes.
+settings.register_profile(
+    "same",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    phases=(Phase.explicit, Phase.generate),
+)
+settings.register_profile("search", derandomize=False, database=None, deadline=None)
+settings.load_profile("same")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("kernels") is None or os.environ.get("TRITON_INTERPRET") == "1":
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("needs CUDA, or TRITON_INTERPRET=1 as in the second run of scripts/test")
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

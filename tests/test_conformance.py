@@ -3,15 +3,19 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
+from focus_backend import Backend, definitions, kernels
+from focus_golden import check_focus_directory
+from model_golden import check_model_directory
 
 TESTS = Path(__file__).parent
-SDAR = TESTS / "golden" / "models" / "sdar"
+SDAR, FOCUS = TESTS / "golden" / "models" / "sdar", TESTS / "golden" / "focus"
 
 
 @pytest.fixture(scope="module")
@@ -39,20 +43,20 @@ def keep_cases(directory: Path, count: int) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("family", ["sdar"])
-def test_golden_checkpoint_is_reproduced(conformance: ModuleType, family: str) -> None:
-    report = conformance.check_directory(TESTS / "golden" / "models" / family)
+def test_golden_checkpoint_is_reproduced(family: str) -> None:
+    report = check_model_directory(TESTS / "golden" / "models" / family)
     assert [item for item in report.differences if not item.fragile] == []
     assert report.checked["generations"] == 38
     assert report.worst_relative_error < 1e-4
 
 
-def test_a_wrong_logit_is_found(conformance: ModuleType, golden_copy: Path) -> None:
+def test_a_wrong_logit_is_found(golden_copy: Path) -> None:
     keep_cases(golden_copy, 0)
     arrays = dict(np.load(golden_copy / "expected.npz"))
     arrays["prefill_logits_b16"][3, 5] += 0.1
     arrays["prefill_hidden_states_b4"][2, 0, 0] += 0.1
     np.savez(golden_copy / "expected.npz", **arrays)
-    report = conformance.check_directory(golden_copy)
+    report = check_model_directory(golden_copy)
     assert sorted(item.what for item in report.differences) == [
         "prefill_hidden_states_b4[2]",
         "prefill_logits_b16",
@@ -75,7 +79,7 @@ def test_a_wrong_token_is_found(
     case["final_canvas"][-1] += 1
     case["fragile"] = fragile
     (golden_copy / "expected.json").write_text(json.dumps(golden))
-    report = conformance.check_directory(golden_copy)
+    report = check_model_directory(golden_copy)
     assert [item.what for item in report.differences] == [
         f"{case['name']} step 2",
         f"{case['name']} canvas",
@@ -93,26 +97,31 @@ def test_an_unsupported_architecture_fails(
     assert "UnknownModel" in capsys.readouterr().out
 
 
-def test_a_kind_of_generation_that_is_not_supported_fails(
-    conformance: ModuleType, golden_copy: Path
-) -> None:
+def test_a_kind_of_generation_that_is_not_supported_fails(golden_copy: Path) -> None:
     golden = keep_cases(golden_copy, 1)
     golden["cases"][0]["kind"] = "joint_edit"
     (golden_copy / "expected.json").write_text(json.dumps(golden))
-    report = conformance.check_directory(golden_copy)
+    report = check_model_directory(golden_copy)
     assert [item.found for item in report.differences] == ["joint_edit"]
 
 
-def test_golden_decisions_are_reproduced(conformance: ModuleType) -> None:
-    report = conformance.check_focus_directory(TESTS / "golden" / "focus")
-    assert [item for item in report.differences if not item.fragile] == []
-    assert dict(report.checked) == {
-        "importances": 3378,
-        "targets": 2205,
-        "selections": 905,
-        "ends to ends": 133,
-        "trace steps": 2613,
-    }
+@pytest.fixture(params=["definitions", pytest.param("kernels", marks=pytest.mark.kernels)])
+def backends(request: pytest.FixtureRequest) -> list[Backend]:
+    return definitions("cpu") if request.param == "definitions" else kernels()
+
+
+def test_golden_decisions_are_reproduced(backends: list[Backend]) -> None:
+    for backend in backends:
+        report = check_focus_directory(FOCUS, backend)
+        assert [item for item in report.differences if not item.fragile] == []
+        assert report.worst_relative_error < 2e-5
+        assert dict(report.checked) == {
+            "importances": 3378,
+            "targets": 2205,
+            "selections": 905,
+            "ends to ends": 133,
+            "trace steps": 2613,
+        }
 
 
 @pytest.mark.parametrize(
@@ -121,7 +130,14 @@ def test_golden_decisions_are_reproduced(conformance: ModuleType) -> None:
         pytest.param("importance.npz", "c00_imp_f32", 0, 0.0, "importance", id="importance"),
         pytest.param("targets.npz", "target", 5, 77, "target 5", id="target"),
         pytest.param("selection.npz", "retain", 3, None, "selection", id="selection"),
+        pytest.param("selection.npz", "kv_len", 9, 1, "selection", id="KV length"),
+        pytest.param("selection.npz", "progress_out", 9, 99, "selection", id="progress"),
+        pytest.param("e2e_synth.npz", "imp1_f32", 7, 0.0, "end to end", id="synthetic importance"),
+        pytest.param("e2e_synth.npz", "kept_pos", 7, 60, "end to end", id="synthetic kept set"),
         pytest.param("traces.npz", "blk_ids_out", 2000, 3, "trace", id="token"),
+        pytest.param("traces.npz", "blk_uncached_after", 2000, None, "trace", id="final KV"),
+        pytest.param("traces.npz", "rag_proc", 9000, 77, "trace", id="processing set"),
+        pytest.param("traces.npz", "step_tok_sum", 103, 77, "trace", id="statistic"),
     ],
 )
 def test_a_wrong_decision_is_found(
@@ -133,15 +149,32 @@ def test_a_wrong_decision_is_found(
     value: float | None,
     where: str,
 ) -> None:
-    arrays = dict(np.load(TESTS / "golden" / "focus" / file))
+    arrays = dict(np.load(FOCUS / file))
     old = arrays[array][index]
     arrays[array][index] = not old if value is None else value
     assert arrays[array][index] != old, "the change must be one"
     np.savez(tmp_path / file, **arrays)
-    report = conformance.check_focus_directory(tmp_path)
+    (backend,) = definitions("cpu")
+    report = check_focus_directory(tmp_path, backend)
     assert [item.what.startswith(where) for item in report.differences if not item.fragile]
-    assert conformance.main(["--focus", str(tmp_path)]) == 1
+    arguments = ["--focus", str(tmp_path), "--backend", "definitions"]
+    assert conformance.main(arguments) == 1
+
+
+def test_one_command_checks_definitions_and_kernels(tmp_path: Path) -> None:
+    """A wrong target is found by both; without a GPU the kernels are another process."""
+    arrays = dict(np.load(FOCUS / "targets.npz"))
+    arrays["target"][5] = 77
+    np.savez(tmp_path / "targets.npz", **arrays)
+    command = [sys.executable, str(TESTS / "conformance.py"), "--json", "--focus", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1
+    reports = json.loads(done.stdout)
+    assert {report["backend"].split(",")[0] for report in reports} == {"definitions", "kernels"}
+    for report in reports:
+        assert [item["what"] for item in report["differences"]] == ["target 5"]
+        assert report["checked"] == {"targets": 2205}
 
 
 def test_an_empty_directory_fails(conformance: ModuleType, tmp_path: Path) -> None:
-    assert conformance.main(["--focus", str(tmp_path)]) == 1
+    assert conformance.main(["--focus", str(tmp_path), "--backend", "definitions"]) == 1

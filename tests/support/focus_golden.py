@@ -6,31 +6,26 @@ Format: tests/golden/README.md. Each check counts what it compared and collects 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from conformance_report import Difference, Report
+from focus_backend import Arrays, Backend, Block, from_bits, importance_of_rows, select
 from focus_traces import check_traces
 from numpy.typing import NDArray
 from torch import Tensor
 
-from focus_ray.kernels.importance import importance
-from focus_ray.kernels.retain import eviction_target, retain
+from focus_ray.kernels.retain import eviction_target
 
-Arrays = dict[str, NDArray[Any]]
 IMPORTANCE_TOLERANCE = 2e-5
 
 
-def from_bits(bits: NDArray[np.uint16]) -> Tensor:
-    """bfloat16 stored as uint16 bit patterns."""
-    return torch.from_numpy((bits.astype(np.uint32) << 16).view(np.float32)).bfloat16()
-
-
-def check_focus_directory(directory: Path, device: str = "cpu") -> Report:
+def check_focus_directory(directory: Path, backend: Backend) -> Report:
     """Every check whose file the directory holds."""
-    report = Report(directory)
+    report = Report(directory, backend.name)
     checks = {
         "importance.npz": check_importance,
         "targets.npz": check_targets,
@@ -43,56 +38,49 @@ def check_focus_directory(directory: Path, device: str = "cpu") -> Report:
         if (directory / name).exists():
             found = True
             with np.load(directory / name) as arrays:
-                check(report, {key: arrays[key] for key in arrays.files}, device)
+                check(report, {key: arrays[key] for key in arrays.files}, backend)
     if not found:
         report.differences.append(Difference("files", "one of " + ", ".join(checks), "none"))
     return report
 
 
-def check_importance(report: Report, arrays: Arrays, device: str) -> None:
-    """Importance of each sequence from given queries and keys."""
+def check_importance(report: Report, arrays: Arrays, backend: Backend) -> None:
+    """Importance of each case's sequences, a ragged batch, from given queries and keys."""
     for case in range(int(arrays["num_cases"])):
         name = f"c{case:02d}_"
-        q, k = (from_bits(arrays[name + part]).to(device) for part in ("q", "k"))
-        is_masked = torch.zeros(len(q), dtype=torch.bool)
-        is_masked[torch.from_numpy(arrays[name + "mask_idx"]).long()] = True
-        rounded = from_bits(arrays[name + "imp_bf16"])
-        tokens = np.concatenate([[0], np.cumsum(arrays[name + "q_lens"])])
-        masks = arrays[name + "mask_ptr"]
-        for index in range(len(masks) - 1):
-            rows, own = slice(*tokens[index : index + 2]), slice(*masks[index : index + 2])
-            found = importance_of_row(q[rows], k[rows], is_masked[rows], device)
-            where = f"importance {name}{index}"
-            compare_importance(report, where, arrays[name + "imp_f32"][own], rounded[own], found)
-
-
-def importance_of_row(q: Tensor, k: Tensor, is_masked: Tensor, device: str) -> Tensor:
-    """Of the masked tokens of one sequence."""
-    row_offsets = torch.tensor([0, len(q)], dtype=torch.int32)
-    inputs = (q, k, row_offsets, torch.ones_like(is_masked)[None], is_masked[None])
-    return importance(*(tensor.to(device) for tensor in inputs)).cpu()[0, is_masked]
+        q, k = (from_bits(arrays[name + part]) for part in ("q", "k"))
+        is_masked = np.zeros(len(q), dtype=np.bool_)
+        is_masked[arrays[name + "mask_idx"]] = True
+        lens, processed = arrays[name + "q_lens"], arrays[name + "proc"]
+        block_length = int(arrays[name + "cfg"][1])
+        found = importance_of_rows(backend, q, k, lens, processed, is_masked, block_length)
+        exact, rounded = arrays[name + "imp_f32"], from_bits(arrays[name + "imp_bf16"])
+        report.checked["importances"] += len(exact)
+        compare_importance(report, f"importance, case {case}", exact, rounded, found)
 
 
 def compare_importance(
     report: Report, where: str, exact: NDArray[np.float32], rounded: Tensor, found: Tensor
 ) -> None:
     """Within 2e-5 in float32, and within the last bit of bfloat16 after rounding."""
-    report.checked["importances"] += len(exact)
+    if not len(exact):
+        return
     expected = torch.from_numpy(exact)
-    error = (found - expected).abs() / (1 + expected.abs())
-    if len(exact) and not error.max() <= IMPORTANCE_TOLERANCE:
+    error = ((found - expected).abs() / (1 + expected.abs())).max().item()
+    report.worst_relative_error = max(report.worst_relative_error, error)
+    if not error <= IMPORTANCE_TOLERANCE:
         report.differences.append(
-            Difference(where, f"error <= {IMPORTANCE_TOLERANCE:g}", f"{error.max():.3g}")
+            Difference(where, f"error <= {IMPORTANCE_TOLERANCE:g}", f"{error:.3g}")
         )
     apart = (found.bfloat16().float() - rounded.float()).abs()
-    if len(exact) and not bool((apart <= 2**-7 * rounded.float().abs()).all()):
+    if not bool((apart <= 2**-7 * rounded.float().abs()).all()):
         report.differences.append(Difference(where, "the last bit at most", f"{apart.max():.3g}"))
 
 
-def check_targets(report: Report, arrays: Arrays, device: str) -> None:
-    """How many masked tokens may be kept."""
-    num_masked = torch.from_numpy(arrays["mask_len"]).long().to(device)
-    mean, alpha = (torch.from_numpy(arrays[name]).to(device) for name in ("avg", "alpha"))
+def check_targets(report: Report, arrays: Arrays, backend: Backend) -> None:
+    """How many masked tokens may be kept; tensor arithmetic without a kernel."""
+    num_masked = torch.from_numpy(arrays["mask_len"]).long().to(backend.device)
+    mean, alpha = (torch.from_numpy(arrays[name]).to(backend.device) for name in ("avg", "alpha"))
     target = eviction_target(num_masked, mean, alpha).cpu().numpy()
     evicts = num_masked.cpu().numpy() > target
     report.checked["targets"] += len(target)
@@ -102,95 +90,124 @@ def check_targets(report: Report, arrays: Arrays, device: str) -> None:
         report.differences.append(Difference(f"target {index}", expected, found))
 
 
-def sequences(arrays: Arrays) -> Iterator[tuple[int, int, int, slice, slice]]:
-    """Case, sequence, first token of the case, own tokens, own masked tokens."""
-    token = mask = sequence = 0
+@dataclass(frozen=True)
+class Place:
+    """Where a sequence of a case stands in the flat arrays."""
+
+    case: int
+    sequence: int
+    tokens: slice
+    masks: slice
+    kept: slice
+
+
+def places(arrays: Arrays) -> Iterator[Place]:
+    """Every sequence, case by case."""
+    token = mask = kept = sequence = 0
     for case, count in enumerate(arrays["case_nseq"]):
-        first = token
         for _ in range(int(count)):
-            tokens = slice(token, token + int(arrays["q_lens"][sequence]))
-            masks = slice(mask, mask + int(arrays["mask_len"][sequence]))
-            yield case, sequence, first, tokens, masks
-            token, mask, sequence = tokens.stop, masks.stop, sequence + 1
+            place = Place(
+                case,
+                sequence,
+                slice(token, token + int(arrays["q_lens"][sequence])),
+                slice(mask, mask + int(arrays["mask_len"][sequence])),
+                slice(kept, kept + int(arrays["new_q_len"][sequence])),
+            )
+            yield place
+            token, mask, kept = place.tokens.stop, place.masks.stop, place.kept.stop
+            sequence += 1
 
 
-def check_selection(report: Report, arrays: Arrays, device: str) -> None:
-    """Which masked tokens are kept, given their importances."""
-    for case, sequence, _, _, masks in sequences(arrays):
-        importances = [from_bits(arrays[name][masks]).float() for name in ("imp0", "imp1")]
-        report.checked["selections"] += 1
-        compare_retained(report, arrays, (case, sequence, masks), importances, device, "robust")
+def check_selection(report: Report, arrays: Arrays, backend: Backend) -> None:
+    """Which tokens are kept, given the importances."""
+    importances = [from_bits(arrays[name]).float() for name in ("imp0", "imp1")]
+    report.checked["selections"] += compare_selected(
+        report, arrays, importances, backend, "selection", "robust"
+    )
 
 
-def compare_retained(
+def check_end_to_end(report: Report, arrays: Arrays, backend: Backend) -> None:
+    """From queries and keys of layers 0 and 1, made by a formula, to the kept tokens."""
+    parts: tuple[list[Tensor], list[Tensor]] = ([], [])
+    first_token = first_mask = first_sequence = 0
+    for case, count in enumerate(arrays["case_nseq"]):
+        sequences = slice(first_sequence, first_sequence + int(count))
+        lens = arrays["q_lens"][sequences]
+        tokens = slice(first_token, first_token + int(lens.sum()))
+        masks = slice(first_mask, first_mask + int(arrays["mask_len"][sequences].sum()))
+        is_masked = np.zeros(tokens.stop - tokens.start, dtype=np.bool_)
+        is_masked[arrays["mask_idx"][masks]] = True
+        for layer, (q, k) in enumerate(synthetic_states(arrays, case, len(is_masked))):
+            processed, block_length = arrays["proc"][tokens], int(arrays["case_B"][case])
+            found = importance_of_rows(backend, q, k, lens, processed, is_masked, block_length)
+            exact = arrays[f"imp{layer}_f32"][masks]
+            rounded = from_bits(arrays[f"imp{layer}"][masks])
+            report.checked["importances"] += len(exact)
+            where = f"end to end, case {case}, layer {layer}"
+            compare_importance(report, where, exact, rounded, found)
+            parts[layer].append(found)
+        first_token, first_mask, first_sequence = tokens.stop, masks.stop, sequences.stop
+    importances = [torch.cat(part) for part in parts]
+    report.checked["ends to ends"] += compare_selected(
+        report, arrays, importances, backend, "end to end", "stable"
+    )
+
+
+def compare_selected(
     report: Report,
     arrays: Arrays,
-    where: tuple[int, int, slice],
     importances: list[Tensor],
-    device: str,
+    backend: Backend,
+    what: str,
     certain: str,
-) -> None:
-    """Run the selection on one block and compare what it keeps, its progress and KV length."""
-    case, sequence, masks = where
-    block_length = int(arrays["case_B"][case])
-    position = torch.from_numpy(arrays["mask_pos"][masks]).long()
-    first_NB, second_NB = torch.zeros(2, 1, block_length)
-    masked_NB = torch.zeros(1, block_length, dtype=torch.bool)
-    first_NB[0, position], second_NB[0, position] = importances
-    masked_NB[0, position] = True
-    target_N = eviction_target(
-        torch.tensor([len(position)]),
-        torch.tensor([float(arrays["avg"][sequence])]),
-        torch.tensor([float(arrays["case_alpha"][case])]),
-    )
-    progress_N = torch.tensor([int(arrays["progress_in"][sequence])])
-    inputs = (first_NB, second_NB, masked_NB, masked_NB, target_N, progress_N)
-    retained = retain(
-        *(tensor.to(device) for tensor in inputs),
-        importance_dtype=torch.bfloat16,
-        attend_cached=False,
-    )
-    found = retained.kept_NB[0].cpu()[position].tolist()
-    expected = arrays["retain"][masks].tolist()
-    if found != expected or int(target_N) != int(arrays["target"][sequence]):
-        report.differences.append(
-            Difference(
-                f"selection, case {case}, sequence {sequence}",
-                f"target {arrays['target'][sequence]}, {np.flatnonzero(expected).tolist()}",
-                f"target {int(target_N)}, {np.flatnonzero(found).tolist()}",
-                fragile=not bool(arrays[certain][sequence]),
-            )
+) -> int:
+    """Select in all blocks and compare all that follows from it; how many blocks there are."""
+    found_at = list(places(arrays))
+    blocks = [
+        Block(
+            block_length=int(arrays["case_B"][place.case]),
+            processed=arrays["proc"][place.tokens],
+            masked=arrays["mask_pos"][place.masks],
+            importances=(importances[0][place.masks], importances[1][place.masks]),
+            mean_decoded=float(arrays["avg"][place.sequence]),
+            alpha=float(arrays["case_alpha"][place.case]),
+            progress=int(arrays["progress_in"][place.sequence]),
         )
-
-
-def check_end_to_end(report: Report, arrays: Arrays, device: str) -> None:
-    """From queries and keys of layers 0 and 1, made by a formula, to the kept tokens."""
-    made: dict[int, list[tuple[Tensor, Tensor]]] = {}
-    for case, sequence, first, tokens, masks in sequences(arrays):
-        if case not in made:
-            made = {case: synthetic_states(arrays, case)}
-        rows = slice(tokens.start - first, tokens.stop - first)
-        is_masked = torch.zeros(tokens.stop - tokens.start, dtype=torch.bool)
-        is_masked[torch.from_numpy(arrays["mask_idx"][masks]).long() - rows.start] = True
-        importances = []
-        for layer, (q, k) in enumerate(made[case]):
-            found = importance_of_row(q[rows], k[rows], is_masked, device)
-            compare_importance(
-                report,
-                f"end to end, sequence {sequence}, layer {layer}",
-                arrays[f"imp{layer}_f32"][masks],
-                from_bits(arrays[f"imp{layer}"][masks]),
-                found,
+        for place in found_at
+    ]
+    ignored = arrays.get("ignored", np.zeros_like(arrays["history"]))
+    for place, selected in zip(found_at, select(backend, blocks), strict=True):
+        s = place.sequence
+        masked = arrays["mask_pos"][place.masks]
+        expected = {
+            "target": int(arrays["target"][s]),
+            "kept": arrays["kept_pos"][place.kept].tolist(),
+            "masked kept": masked[arrays["retain"][place.masks]].tolist(),
+            "KV length": int(arrays["kv_len"][s]),
+            "progress": int(arrays["progress_out"][s]),
+        }
+        found: dict[str, Any] = {
+            "target": selected.target,
+            "kept": selected.kept,
+            "masked kept": sorted({*masked.tolist()} & {*selected.kept}),
+            "KV length": int(arrays["history"][s] - ignored[s]) + selected.limit,
+            "progress": selected.progress,
+        }
+        wrong = [name for name in expected if expected[name] != found[name]]
+        if wrong:
+            report.differences.append(
+                Difference(
+                    f"{what}, case {place.case}, sequence {s}",
+                    "; ".join(f"{name} {expected[name]}" for name in wrong),
+                    "; ".join(f"{name} {found[name]}" for name in wrong),
+                    fragile=not bool(arrays[certain][s]),
+                )
             )
-            importances.append(found)
-        report.checked["ends to ends"] += 1
-        compare_retained(report, arrays, (case, sequence, masks), importances, device, "stable")
+    return len(blocks)
 
 
-def synthetic_states(arrays: Arrays, case: int) -> list[tuple[Tensor, Tensor]]:
+def synthetic_states(arrays: Arrays, case: int, num_tokens: int) -> list[tuple[Tensor, Tensor]]:
     """q and k of layers 0 and 1 for all tokens of a case."""
-    ends = np.cumsum(arrays["case_nseq"])
-    num_tokens = int(arrays["q_lens"][ends[case] - arrays["case_nseq"][case] : ends[case]].sum())
     head_dim = int(arrays["case_D"][case])
 
     def states(part: str, heads: str, scale: str) -> Tensor:

@@ -1,27 +1,29 @@
 """Replay of whole requests: block states, processing sets, kept sets and statistics per step.
 
 The model's outputs are given; everything that is decided between them is ours. All steps are
-compared but the prefill's, and those behind the reference's own ending of a request.
+compared but the prefill's, and those behind the reference's own ending of a request. What eviction
+keeps is decided for all steps at once, from what the file says of each block before the step; the
+replay then holds its own state to that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 from conformance_report import Difference, Report
-from numpy.typing import NDArray
+from focus_backend import Arrays, Backend, Block, Selected, from_bits, select
 from torch import Tensor
 
 from focus_ray.engine.decoding import choose_unmasked, quota
 from focus_ray.engine.delayed import after_step, processing_set
-from focus_ray.kernels.retain import eviction_target, retain
 
-Arrays = dict[str, NDArray[Any]]
 PLAIN, DELAYED, FOCUS = 0, 1, 2
+
+Problem = tuple[str, object, object]
+"""What differs: its name, what was expected, what was found."""
 
 
 @dataclass(frozen=True)
@@ -35,21 +37,37 @@ class Step:
     state_out_B: Tensor
     uncached_after_B: Tensor
     processed: list[int]
-    kept: Tensor
+    kept: list[int]
     tokens: Tensor
     confidences: Tensor
     importances: tuple[Tensor, Tensor]
 
+    @property
+    def decoded_B(self) -> Tensor:
+        return self.state_in_B != 0
+
+
+@dataclass(frozen=True)
+class Request:
+    """How one recorded request is decoded."""
+
+    mode: int
+    strategy_N: Tensor
+    threshold_N: Tensor
+    steps_N: Tensor
+    alpha: float
+    steps: list[Step]
+
 
 @dataclass
-class Block:
+class BlockState:
     """What decoding keeps about the current block."""
 
     decoded_B: Tensor
     uncached_B: Tensor = field(init=False)
     warm_up: bool = True
     progress: int = -1
-    decoded_tokens: float = 0.0
+    decoded_tokens: int = 0
     productive_steps: int = 0
     step: int = 0
 
@@ -57,13 +75,12 @@ class Block:
         self.uncached_B = torch.ones_like(self.decoded_B)
 
     @property
-    def mean_decoded(self) -> Tensor:
-        steps = self.productive_steps
-        return torch.tensor([self.decoded_tokens / steps if steps else 1.0], dtype=torch.float32)
+    def mean_decoded(self) -> float:
+        return self.decoded_tokens / self.productive_steps if self.productive_steps else 1.0
 
 
-def steps_of(arrays: Arrays) -> Iterator[tuple[int, list[Step]]]:
-    """Sequence number and its steps."""
+def requests_of(arrays: Arrays) -> Iterator[Request]:
+    """Every request with its steps."""
     step = block = proc = kept = mask = 0
     for sequence, count in enumerate(arrays["seq_n_steps"]):
         length = int(arrays["seq_B"][sequence])
@@ -76,7 +93,14 @@ def steps_of(arrays: Arrays) -> Iterator[tuple[int, list[Step]]]:
             steps.append(_step(arrays, step, blocks, procs, keeps, masks))
             step, block, proc = step + 1, blocks.stop, procs.stop
             kept, mask = keeps.stop, masks.stop
-        yield sequence, steps
+        yield Request(
+            mode=int(arrays["seq_mode"][sequence]),
+            strategy_N=torch.tensor([int(arrays["seq_strat"][sequence])]),
+            threshold_N=torch.tensor([float(arrays["seq_thr"][sequence])]),
+            steps_N=torch.tensor([int(arrays["seq_denoise_steps"][sequence])]),
+            alpha=float(arrays["seq_alpha"][sequence]),
+            steps=steps,
+        )
 
 
 def _step(
@@ -86,8 +110,7 @@ def _step(
         return torch.from_numpy(arrays[name][blocks].astype(np.int64))
 
     def importance(name: str) -> Tensor:
-        bits = arrays[name][masks].astype(np.uint32) << 16
-        return torch.from_numpy(bits.view(np.float32))
+        return from_bits(arrays[name][masks]).float()
 
     return Step(
         index=index,
@@ -97,128 +120,133 @@ def _step(
         state_out_B=block("blk_mask_out"),
         uncached_after_B=block("blk_uncached_after") > 0,
         processed=arrays["rag_proc"][procs].tolist(),
-        kept=torch.from_numpy(arrays["rag_kept"][keeps].astype(np.int64)),
+        kept=arrays["rag_kept"][keeps].tolist(),
         tokens=torch.from_numpy(arrays["rag_tok"][keeps].astype(np.int64)),
         confidences=torch.from_numpy(arrays["rag_conf"][keeps]),
         importances=(importance("rag_imp0"), importance("rag_imp1")),
     )
 
 
-def check_traces(report: Report, arrays: Arrays, device: str) -> None:
+def check_traces(report: Report, arrays: Arrays, backend: Backend) -> None:
     """Follow every request; the first step that differs ends the comparison of its request."""
-    mask_id = int(arrays["vocab"][1])
-    for sequence, steps in steps_of(arrays):
-        settings = {
-            "mode": int(arrays["seq_mode"][sequence]),
-            "strategy_N": torch.tensor([int(arrays["seq_strat"][sequence])]),
-            "threshold_N": torch.tensor([float(arrays["seq_thr"][sequence])]),
-            "steps_N": torch.tensor([int(arrays["seq_denoise_steps"][sequence])]),
-            "alpha_N": torch.tensor([float(arrays["seq_alpha"][sequence])]),
-        }
-        block: Block | None = None
-        for number, step in enumerate(steps):
-            if not arrays["step_decoding"][step.index]:
-                block = Block(torch.zeros_like(step.state_out_B, dtype=torch.bool))
-                if not bool((step.state_out_B == 2).all()):
-                    block.decoded_B = step.state_out_B != 0
-                continue
-            assert block is not None, "a request starts with its prefill"
-            report.checked["trace steps"] += 1
-            problem = follow(block, step, settings, arrays, mask_id)
-            if problem is not None:
-                what, expected, found = problem
-                where = f"trace {sequence}, step {number}, {what}"
-                fragile = settings["mode"] == FOCUS and not arrays["step_robust"][step.index]
-                report.differences.append(Difference(where, expected, found, bool(fragile)))
-                break
-            if bool((step.state_in_B != 0).all()):
-                block = Block(torch.zeros_like(block.decoded_B))
+    requests = list(requests_of(arrays))
+    evicting = [
+        (request, step)
+        for request in requests
+        if request.mode == FOCUS
+        for step in request.steps
+        if arrays["step_decoding"][step.index]
+    ]
+    found = select(backend, [_recorded(request, step, arrays) for request, step in evicting])
+    selected = {step.index: one for (_, step), one in zip(evicting, found, strict=True)}
+    for number, request in enumerate(requests):
+        _follow_request(report, number, request, arrays, selected)
 
 
-def follow(
-    block: Block, step: Step, settings: dict[str, Any], arrays: Arrays, mask_id: int
-) -> tuple[str, str, str] | None:
+def _recorded(request: Request, step: Step, arrays: Arrays) -> Block:
+    masked = np.flatnonzero(~step.decoded_B.numpy())
+    # importances are not recorded where nobody evicts; any value does there
+    unknown = torch.zeros(len(masked))
+    return Block(
+        block_length=len(step.state_in_B),
+        processed=np.asarray(step.processed),
+        masked=masked,
+        importances=step.importances if len(step.importances[0]) else (unknown, unknown),
+        mean_decoded=float(arrays["step_avg"][step.index]),
+        alpha=request.alpha,
+        progress=int(arrays["step_progress_in"][step.index]),
+    )
+
+
+def _follow_request(
+    report: Report, number: int, request: Request, arrays: Arrays, selected: dict[int, Selected]
+) -> None:
+    block: BlockState | None = None
+    for step_number, step in enumerate(request.steps):
+        if not arrays["step_decoding"][step.index]:
+            block = BlockState(torch.zeros_like(step.decoded_B))
+            if not bool((step.state_out_B == 2).all()):
+                block.decoded_B = step.state_out_B != 0
+            continue
+        assert block is not None, "a request starts with its prefill"
+        report.checked["trace steps"] += 1
+        problem = _follow(block, step, request, arrays, selected.get(step.index))
+        if problem is not None:
+            what, expected, found = problem
+            fragile = request.mode == FOCUS and not arrays["step_robust"][step.index]
+            where = f"trace {number}, step {step_number}, {what}"
+            difference = Difference(where, str(expected), str(found), bool(fragile))
+            report.differences.append(difference)
+            return
+        if bool(step.decoded_B.all()):
+            block = BlockState(torch.zeros_like(block.decoded_B))
+
+
+def _follow(
+    block: BlockState, step: Step, request: Request, arrays: Arrays, selected: Selected | None
+) -> Problem | None:
     """Decide one step and move the block on; what differs, if anything."""
-    mode, decoded_B = settings["mode"], step.state_in_B != 0
+    decoded_B = step.decoded_B
     if not torch.equal(block.decoded_B, decoded_B):
-        return "state before", _list(decoded_B), _list(block.decoded_B)
+        return "state before", _positions(decoded_B), _positions(block.decoded_B)
     processed_B = torch.ones_like(decoded_B)
-    if mode != PLAIN:
+    if request.mode != PLAIN:
         processed_B = processing_set(block.uncached_B[None], torch.tensor([block.warm_up]))[0]
     if _positions(processed_B) != step.processed:
-        return "processing set", str(step.processed), _list(processed_B)
-    kept_B = processed_B
-    if mode == FOCUS:
-        problem, kept_B = _evict(block, step, settings, arrays, processed_B)
-        if problem is not None:
-            return problem
-    if _positions(kept_B) != step.kept.tolist():
-        return "kept", str(step.kept.tolist()), _list(kept_B)
+        return "processing set", step.processed, _positions(processed_B)
+    kept = step.processed
+    if selected is not None:
+        index, kept = step.index, selected.kept
+        if abs(block.mean_decoded - float(arrays["step_avg"][index])) > 1e-6:
+            return "mean decoded", arrays["step_avg"][index], block.mean_decoded
+        if block.progress != int(arrays["step_progress_in"][index]):
+            return "progress", arrays["step_progress_in"][index], block.progress
+        if selected.target != int(arrays["step_target"][index]):
+            return "target", arrays["step_target"][index], selected.target
+    if kept != step.kept:
+        return "kept", step.kept, kept
 
     confidence_NB, token_B = torch.zeros(1, len(decoded_B)), torch.zeros_like(step.ids_in_B)
-    confidence_NB[0, step.kept], token_B[step.kept] = step.confidences, step.tokens
+    kept_B = torch.zeros_like(decoded_B)
+    kept_B[kept] = True
+    confidence_NB[0, kept_B], token_B[kept_B] = step.confidences, step.tokens
     chosen_B = choose_unmasked(
         confidence_NB,
         (kept_B & ~decoded_B)[None],
-        strategy_N=settings["strategy_N"],
-        threshold_N=settings["threshold_N"],
-        quota_N=quota(len(decoded_B), settings["steps_N"], torch.tensor([block.step])),
+        strategy_N=request.strategy_N,
+        threshold_N=request.threshold_N,
+        quota_N=quota(len(decoded_B), request.steps_N, torch.tensor([block.step])),
     )[0]
+    mask_id = int(arrays["vocab"][1])
     ids_B = torch.where(chosen_B, token_B, torch.where(decoded_B, step.ids_in_B, mask_id))
     if not torch.equal(ids_B, step.ids_out_B):
-        return "ids after", str(step.ids_out_B.tolist()), str(ids_B.tolist())
-    return _move_on(block, step, chosen_B, kept_B, arrays, mode)
-
-
-def _evict(
-    block: Block, step: Step, settings: dict[str, Any], arrays: Arrays, processed_B: Tensor
-) -> tuple[tuple[str, str, str] | None, Tensor]:
-    masked_B = ~block.decoded_B
-    mean_N = block.mean_decoded
-    given = float(arrays["step_avg"][step.index])
-    if abs(mean_N.item() - given) > 1e-6:
-        return ("mean decoded", str(given), str(mean_N.item())), processed_B
-    target_N = eviction_target(masked_B.sum()[None], mean_N, settings["alpha_N"])
-    first_NB, second_NB = torch.zeros(2, 1, len(masked_B))
-    if len(step.importances[0]):
-        first_NB[0, masked_B], second_NB[0, masked_B] = step.importances
-    retained = retain(
-        first_NB,
-        second_NB,
-        processed_B[None],
-        masked_B[None],
-        target_N,
-        torch.tensor([block.progress]),
-        importance_dtype=torch.bfloat16,
-        attend_cached=False,
-    )
-    return None, retained.kept_NB[0]
+        return "ids after", step.ids_out_B.tolist(), ids_B.tolist()
+    return _move_on(block, step, request.mode, chosen_B, max(kept), arrays)
 
 
 def _move_on(
-    block: Block, step: Step, chosen_B: Tensor, kept_B: Tensor, arrays: Arrays, mode: int
-) -> tuple[str, str, str] | None:
+    block: BlockState, step: Step, mode: int, chosen_B: Tensor, rightmost: int, arrays: Arrays
+) -> Problem | None:
     was_decoded_B = block.decoded_B
     block.uncached_B = after_step(block.uncached_B[None], was_decoded_B[None])[0]
     block.warm_up = False
-    block.progress = max(block.progress, max(_positions(kept_B)))
+    block.progress = max(block.progress, rightmost)
     block.step += 1
     block.decoded_tokens += int(chosen_B.sum())
     block.productive_steps += bool(chosen_B.any())
     block.decoded_B = was_decoded_B | chosen_B
-    if mode == FOCUS and block.progress != int(arrays["step_progress_out"][step.index]):
-        expected = str(arrays["step_progress_out"][step.index])
-        return "progress", expected, str(block.progress)
-    committed = bool(was_decoded_B.all())
-    uncached_B = torch.ones_like(kept_B) if committed else block.uncached_B
-    if mode != PLAIN and not torch.equal(uncached_B, step.uncached_after_B):
-        return "uncached after", _list(step.uncached_after_B), _list(uncached_B)
+    progress = int(arrays["step_progress_out"][step.index])
+    if mode == FOCUS and block.progress != progress:
+        return "progress after", progress, block.progress
+    if bool(was_decoded_B.all()):  # committed: the file goes on with a new block
+        block = BlockState(torch.zeros_like(was_decoded_B))
+    counts = [int(arrays[name][step.index]) for name in ("step_tok_sum", "step_steps_cnt")]
+    if mode == FOCUS and counts != [block.decoded_tokens, block.productive_steps]:
+        return "counts after", counts, [block.decoded_tokens, block.productive_steps]
+    if mode != PLAIN and not torch.equal(block.uncached_B, step.uncached_after_B):
+        return "uncached after", _positions(step.uncached_after_B), _positions(block.uncached_B)
     return None
 
 
 def _positions(mask_B: Tensor) -> list[int]:
     return mask_B.nonzero()[:, 0].tolist()
-
-
-def _list(mask_B: Tensor) -> str:
-    return str(_positions(mask_B))
