@@ -1,9 +1,16 @@
-"""Root-mean-square normalisation over the last dimension."""
+"""Root-mean-square normalisation over the last dimension, alone or after an addition.
+
+T tokens, D hidden size.
+"""
 
 from __future__ import annotations
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
+
+from focus_ray.kernels.launch import can_launch
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -14,19 +21,95 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     multiplication; equal in float32, a last bit apart in bfloat16).
 
     Args:
-        x: ``[..., D]``, any float dtype.
+        x: ``[..., D]``, any float dtype, unit stride along D.
         weight: ``[D]``, any float dtype.
         eps: added to the mean square.
 
     Returns:
-        Shape, dtype and device of ``x``.
+        Shape, dtype and device of ``x``; contiguous.
 
     Raises:
-        ValueError: ``weight`` is not as long as a row of ``x``.
+        ValueError: ``weight`` is not as long as a row of ``x``, or D is strided.
     """
+    _check_rows("x", x, weight)
+    if not can_launch(x, weight):
+        return rms_norm_reference(x, weight, eps)
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    if out.numel():
+        width = x.shape[-1]
+        rows_RD = x.reshape(-1, width)
+        block, num_warps = _row_tile(width)
+        _rms_norm_kernel[(len(rows_RD),)](
+            rows_RD, weight, out, rows_RD.stride(0), width, eps, BLOCK_D=block, num_warps=num_warps
+        )
+    return out
+
+
+def add_rms_norm(
+    x_TD: Tensor, residual_TD: Tensor, weight: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """The norm of a sum, and the sum: ``rms_norm(x + residual, weight, eps), x + residual``.
+
+    The sum is rounded to the dtype, and the norm is that of the rounded sum.
+
+    Args:
+        x_TD: ``[T, D]``, any float dtype, unit stride along D.
+        residual_TD: as ``x_TD``.
+        weight: ``[D]``, any float dtype.
+        eps: added to the mean square.
+
+    Returns:
+        Two new tensors, shape, dtype and device of ``x_TD``; contiguous.
+
+    Raises:
+        ValueError: the summands differ in shape or dtype, ``weight`` is not as long as their rows,
+            or D is strided.
+    """
+    if x_TD.ndim != 2 or x_TD.shape != residual_TD.shape or x_TD.dtype != residual_TD.dtype:
+        raise ValueError(
+            f"x and residual must be [T, D] of one shape and dtype, got {tuple(x_TD.shape)} "
+            f"{x_TD.dtype} and {tuple(residual_TD.shape)} {residual_TD.dtype}"
+        )
+    _check_rows("x", x_TD, weight)
+    _check_rows("residual", residual_TD, weight)
+    if not can_launch(x_TD, residual_TD, weight):
+        return add_rms_norm_reference(x_TD, residual_TD, weight, eps)
+    num_tokens, width = x_TD.shape
+    normed_TD, sum_TD = x_TD.new_empty(x_TD.shape), x_TD.new_empty(x_TD.shape)
+    if num_tokens:
+        block, num_warps = _row_tile(width)
+        _add_rms_norm_kernel[(num_tokens,)](
+            x_TD,
+            residual_TD,
+            weight,
+            normed_TD,
+            sum_TD,
+            x_TD.stride(0),
+            residual_TD.stride(0),
+            width,
+            eps,
+            BLOCK_D=block,
+            num_warps=num_warps,
+        )
+    return normed_TD, sum_TD
+
+
+def _check_rows(name: str, x: Tensor, weight: Tensor) -> None:
     if weight.shape != x.shape[-1:]:
-        raise ValueError(f"weight must be [{x.shape[-1]}] for this x, got {tuple(weight.shape)}")
-    return rms_norm_reference(x, weight, eps)
+        raise ValueError(
+            f"weight must be [{x.shape[-1]}] for this {name}, got {tuple(weight.shape)}"
+        )
+    if x.shape[-1] > 1 and (x.stride(-1) != 1 or weight.stride(0) != 1):
+        raise ValueError(
+            f"{name} and weight must have unit stride along D, got {x.stride(-1)} and "
+            f"{weight.stride(0)}; make them contiguous"
+        )
+
+
+def _row_tile(width: int) -> tuple[int, int]:
+    """Elements and warps of a program that owns a whole row: at most 32 elements a thread."""
+    block = triton.next_power_of_2(width)
+    return block, min(16, max(1, block // 1024))
 
 
 def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -34,3 +117,51 @@ def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     wide = x.to(torch.float32)
     inverse_rms = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     return (wide * inverse_rms * weight.to(torch.float32)).to(x.dtype)
+
+
+def add_rms_norm_reference(
+    x_TD: Tensor, residual_TD: Tensor, weight: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """The definition."""
+    sum_TD = x_TD + residual_TD
+    return rms_norm_reference(sum_TD, weight, eps), sum_TD
+
+
+@triton.jit
+def _rms_norm_kernel(x_ptr, weight_ptr, out_ptr, x_stride_r, width, eps, BLOCK_D: tl.constexpr):
+    r = tl.program_id(0).to(tl.int64)  # one program per row
+    column = tl.arange(0, BLOCK_D)
+    x = tl.load(x_ptr + r * x_stride_r + column, mask=column < width, other=0.0)
+    _store_normed(x, weight_ptr, out_ptr + r * width, column, width, eps)
+
+
+@triton.jit
+def _add_rms_norm_kernel(
+    x_ptr,
+    residual_ptr,
+    weight_ptr,
+    normed_ptr,
+    sum_ptr,
+    x_stride_t,
+    residual_stride_t,
+    width,
+    eps,
+    BLOCK_D: tl.constexpr,
+):
+    t = tl.program_id(0).to(tl.int64)  # one program per token
+    column = tl.arange(0, BLOCK_D)
+    inside = column < width
+    x = tl.load(x_ptr + t * x_stride_t + column, mask=inside, other=0.0)
+    residual = tl.load(residual_ptr + t * residual_stride_t + column, mask=inside, other=0.0)
+    total = (x.to(tl.float32) + residual.to(tl.float32)).to(x.dtype)
+    tl.store(sum_ptr + t * width + column, total, mask=inside)
+    _store_normed(total, weight_ptr, normed_ptr + t * width, column, width, eps)
+
+
+@triton.jit
+def _store_normed(x, weight_ptr, out_row_ptr, column, width, eps):
+    """Write one row's norm; ``x`` is 0 past the row's end."""
+    wide = x.to(tl.float32)
+    inverse_rms = tl.rsqrt(tl.sum(wide * wide, axis=0) / width + eps)
+    weight = tl.load(weight_ptr + column, mask=column < width, other=0.0).to(tl.float32)
+    tl.store(out_row_ptr + column, (wide * inverse_rms * weight).to(x.dtype), mask=column < width)

@@ -1,7 +1,7 @@
 """Rotary position embedding, half-split: dimension j turns together with dimension j + r/2.
 
-T tokens, H query heads, K KV heads, d head size, r <= d rotated dimensions, r2 = r / 2,
-P positions.
+T tokens, H heads, d head size, r <= d rotated dimensions, r2 = r / 2, P positions. The rotation
+itself is the definition that ``norm_rotary`` follows; on a GPU it never runs alone.
 """
 
 from __future__ import annotations
@@ -39,41 +39,13 @@ def rotary_table(
     return torch.stack((angle_Pr2.cos(), angle_Pr2.sin()), dim=1).to(dtype)
 
 
-def apply_rotary(q_THd: Tensor, k_TKd: Tensor, cos_sin_T2r2: Tensor) -> tuple[Tensor, Tensor]:
+def rotate(x_THd: Tensor, cos_sin_T2r2: Tensor) -> Tensor:
     """Rotate the first r dimensions of every head by its token's angles; the rest stays.
 
     Args:
-        q_THd: ``[T, H, d]``, any float dtype.
-        k_TKd: ``[T, K, d]``, same dtype.
+        x_THd: ``[T, H, d]``, any float dtype.
         cos_sin_T2r2: ``[T, 2, r / 2]``, rows of ``rotary_table``, same dtype.
-
-    Returns:
-        The rotated ``q_THd`` and ``k_TKd``, new tensors.
-
-    Raises:
-        ValueError: token counts or dtypes differ, or r is above d.
     """
-    num_tokens, _, head_dim = q_THd.shape
-    if k_TKd.shape[0] != num_tokens or cos_sin_T2r2.shape[:2] != (num_tokens, 2):
-        raise ValueError(
-            f"q, k and the angles must be of the same tokens, got {tuple(q_THd.shape)}, "
-            f"{tuple(k_TKd.shape)}, {tuple(cos_sin_T2r2.shape)}"
-        )
-    if 2 * cos_sin_T2r2.shape[2] > head_dim or k_TKd.shape[2] != head_dim:
-        raise ValueError(
-            f"heads of q and k must be one size of at least {2 * cos_sin_T2r2.shape[2]} rotated "
-            f"dimensions, got {head_dim} and {k_TKd.shape[2]}"
-        )
-    if not q_THd.dtype == k_TKd.dtype == cos_sin_T2r2.dtype:
-        raise ValueError(
-            f"q, k and the angles must be one dtype, got {q_THd.dtype}, {k_TKd.dtype}, "
-            f"{cos_sin_T2r2.dtype}"
-        )
-    return rotate_reference(q_THd, cos_sin_T2r2), rotate_reference(k_TKd, cos_sin_T2r2)
-
-
-def rotate_reference(x_THd: Tensor, cos_sin_T2r2: Tensor) -> Tensor:
-    """The definition, for the heads of queries or of keys."""
     half = cos_sin_T2r2.shape[2]
     cos_T1r2, sin_T1r2 = cos_sin_T2r2[:, None].unbind(2)
     first, second, rest = x_THd.split((half, half, x_THd.shape[2] - 2 * half), dim=2)

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from focus_ray.kernels.rms_norm import rms_norm
+from focus_ray.kernels.rms_norm import add_rms_norm, rms_norm
 from focus_ray.kernels.rotary import rotary_table
+from focus_ray.kernels.swiglu import swiglu
 
 
 class Linear(nn.Module):
@@ -38,15 +39,18 @@ class Embedding(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm over the last dimension; ``weight`` is as long as it."""
+    """Root-mean-square norm of the stream of hidden states; ``weight`` is as long as a state."""
 
     def __init__(self, size: int, eps: float, dtype: torch.dtype) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(size, dtype=dtype), requires_grad=False)
         self.eps = eps
 
-    def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight, self.eps)
+    def forward(self, x_TD: Tensor, added_TD: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Add what is to be added to the stream first; the norm, and the stream."""
+        if added_TD is None:
+            return rms_norm(x_TD, self.weight, self.eps), x_TD
+        return add_rms_norm(x_TD, added_TD, self.weight, self.eps)
 
 
 class SwiGLU(nn.Module):
@@ -59,7 +63,7 @@ class SwiGLU(nn.Module):
         self.down_proj = Linear(intermediate_size, hidden_size, dtype)
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        gated: Tensor = self.down_proj(F.silu(self.gate_proj(x_TD)) * self.up_proj(x_TD))
+        gated: Tensor = self.down_proj(swiglu(self.gate_proj(x_TD), self.up_proj(x_TD)))
         return gated
 
 
@@ -76,7 +80,3 @@ class Rotary(nn.Module):
             num_positions, rotary_dim, theta, dtype=dtype, device=torch.get_default_device()
         )
         self.register_buffer("table_P2r2", table, persistent=False)
-
-    def forward(self, positions_T: Tensor) -> Tensor:
-        """The rows of these positions, ``[T, 2, rotary_dim / 2]``."""
-        return self.table_P2r2.index_select(0, positions_T)

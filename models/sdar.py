@@ -14,8 +14,8 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from focus_ray.kernels.fill_kv import fill_kv
+from focus_ray.kernels.norm_rotary import norm_rotary
 from focus_ray.kernels.paged_attention import paged_attention
-from focus_ray.kernels.rotary import apply_rotary
 from focus_ray.models.base import BlockDiffusionModel, ModelConfig
 from focus_ray.models.eviction import Eviction
 from focus_ray.models.kv_cache import KVCache, LayerKV
@@ -98,14 +98,20 @@ class SdarAttention(nn.Module):
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps, dtype)
 
     def write_kv(
-        self, x_TD: Tensor, cos_sin_T2r2: Tensor, step: StepTensors, layer_kv: LayerKV
+        self, x_TD: Tensor, rotary_P2r2: Tensor, step: StepTensors, layer_kv: LayerKV
     ) -> tuple[Tensor, Tensor]:
         """Queries ``[T, H, d]`` and keys ``[T, K, d]``; keys and values are in their slots."""
         heads = (-1, self.head_dim)
-        q_THd = self.q_norm(self.q_proj(x_TD).unflatten(1, heads))
-        k_TKd = self.k_norm(self.k_proj(x_TD).unflatten(1, heads))
+        q_THd, k_TKd = norm_rotary(
+            self.q_proj(x_TD).unflatten(1, heads),
+            self.k_proj(x_TD).unflatten(1, heads),
+            self.q_norm.weight,
+            self.k_norm.weight,
+            self.q_norm.eps,
+            rotary_P2r2,
+            step.positions_T,
+        )
         v_TKd = self.v_proj(x_TD).unflatten(1, heads)
-        q_THd, k_TKd = apply_rotary(q_THd, k_TKd, cos_sin_T2r2)
         fill_kv(k_TKd, v_TKd, step.slot_T, layer_kv.key_pages, layer_kv.value_pages)
         return q_THd, k_TKd
 
@@ -127,7 +133,10 @@ class SdarAttention(nn.Module):
 
 
 class SdarLayer(nn.Module):
-    """Attention, then feed-forward, each on a normalised input and added to the stream."""
+    """Attention, then feed-forward, each on a normalised input and added to the stream.
+
+    What feed-forward adds is handed over beside the stream: the next norm adds it on its way.
+    """
 
     def __init__(self, config: SdarConfig, dtype: torch.dtype) -> None:
         super().__init__()
@@ -137,16 +146,29 @@ class SdarLayer(nn.Module):
         self.mlp = SwiGLU(config.hidden_size, config.intermediate_size, dtype)
 
     def begin(
-        self, x_TD: Tensor, cos_sin_T2r2: Tensor, step: StepTensors, layer_kv: LayerKV
-    ) -> tuple[Tensor, Tensor]:
-        """Up to the keys and values in their slots; the queries and keys."""
-        return self.self_attn.write_kv(self.input_layernorm(x_TD), cos_sin_T2r2, step, layer_kv)
+        self,
+        x_TD: Tensor,
+        added_TD: Tensor | None,
+        rotary_P2r2: Tensor,
+        step: StepTensors,
+        layer_kv: LayerKV,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Up to the keys and values in their slots; the stream, the queries and keys."""
+        normed_TD, x_TD = self.input_layernorm(x_TD, added_TD)
+        q_THd, k_TKd = self.self_attn.write_kv(normed_TD, rotary_P2r2, step, layer_kv)
+        return x_TD, q_THd, k_TKd
 
-    def finish(self, x_TD: Tensor, q_THd: Tensor, step: StepTensors, layer_kv: LayerKV) -> Tensor:
-        """From the queries on, for all tokens or for those that are retained."""
-        x_TD = x_TD + self.self_attn.attend(q_THd, step, layer_kv)
-        out_TD: Tensor = x_TD + self.mlp(self.post_attention_layernorm(x_TD))
-        return out_TD
+    def finish(
+        self, x_TD: Tensor, q_THd: Tensor, step: StepTensors, layer_kv: LayerKV
+    ) -> tuple[Tensor, Tensor]:
+        """From the queries on, for all tokens or for those that are retained.
+
+        Returns:
+            The stream, and what is still to be added to it.
+        """
+        attended_TD = self.self_attn.attend(q_THd, step, layer_kv)
+        normed_TD, x_TD = self.post_attention_layernorm(x_TD, attended_TD)
+        return x_TD, self.mlp(normed_TD)
 
 
 class SdarDecoder(nn.Module):
@@ -166,19 +188,19 @@ class SdarDecoder(nn.Module):
     def forward(
         self, step: StepTensors, cache: KVCache, eviction: Eviction | None = None
     ) -> Tensor:
-        x_TD = self.embed_tokens(step.token_ids_T)
-        cos_sin_T2r2 = self.rotary(step.positions_T)
+        x_TD: Tensor = self.embed_tokens(step.token_ids_T)
+        added_TD: Tensor | None = None
         for layer_index, layer in enumerate(self.layers):
             assert isinstance(layer, SdarLayer)
             layer_kv = cache.layer(layer_index)
-            q_THd, k_TKd = layer.begin(x_TD, cos_sin_T2r2, step, layer_kv)
+            x_TD, q_THd, k_TKd = layer.begin(x_TD, added_TD, self.rotary.table_P2r2, step, layer_kv)
             if eviction is not None and layer_index == 0:
                 eviction.observe(q_THd, k_TKd, step)
             if eviction is not None and layer_index == 1:
                 x_TD, q_THd, step = eviction.retain(x_TD, q_THd, k_TKd, step)
-                cos_sin_T2r2 = self.rotary(step.positions_T)
-            x_TD = layer.finish(x_TD, q_THd, step, layer_kv)
-        hidden_TD: Tensor = self.norm(x_TD)
+            x_TD, added_TD = layer.finish(x_TD, q_THd, step, layer_kv)
+        hidden_TD: Tensor
+        hidden_TD, _ = self.norm(x_TD, added_TD)
         return hidden_TD
 
 
