@@ -131,7 +131,7 @@ def forward(
     )
     inputs: list[Tensor] = []
     hooks = [
-        layer.input_layernorm.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+        layer.input_layernorm.register_forward_hook(lambda _m, _a, out: inputs.append(out[1]))
         for layer in decoder_layers(model)
     ]
     hidden_TD = model(step, cache)
