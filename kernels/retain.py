@@ -11,9 +11,17 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+import triton
+import triton.language as tl
 from torch import Tensor
 
-ROUNDED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+from focus_ray.kernels.launch import can_launch
+
+TRITON_DTYPES = {
+    torch.float32: tl.float32,
+    torch.bfloat16: tl.bfloat16,
+    torch.float16: tl.float16,
+}
 
 
 @dataclass(frozen=True)
@@ -117,20 +125,59 @@ def retain(
                 f"{name} must be int64 [{masked_NB.shape[0]}], got {tensor_N.dtype} "
                 f"{tuple(tensor_N.shape)}"
             )
-    if importance_dtype not in ROUNDED_DTYPES:
+    if importance_dtype not in TRITON_DTYPES:
         raise ValueError(
-            f"importance_dtype must be one of {ROUNDED_DTYPES}, not {importance_dtype}"
+            f"importance_dtype must be one of {list(TRITON_DTYPES)}, not {importance_dtype}"
         )
-    return retain_reference(
-        first_NB,
-        second_NB,
-        processed_NB,
-        masked_NB,
-        target_N,
-        progress_N,
-        importance_dtype=importance_dtype,
-        attend_cached=attend_cached,
+    if not can_launch(first_NB, second_NB, processed_NB, masked_NB, target_N, progress_N):
+        return retain_reference(
+            first_NB,
+            second_NB,
+            processed_NB,
+            masked_NB,
+            target_N,
+            progress_N,
+            importance_dtype=importance_dtype,
+            attend_cached=attend_cached,
+        )
+    num_rows, block_length = masked_NB.shape
+    integers = torch.zeros(2 * num_rows + 5, dtype=torch.int32, device=masked_NB.device)
+    row_offsets_N1, masked_offsets_N1, counts_2, finished_1 = integers.split(
+        [num_rows + 1, num_rows + 1, 2, 1]
     )
+    retained = Retained(
+        kept_NB=masked_NB.new_empty(masked_NB.shape),
+        delta_NB=first_NB.new_empty(masked_NB.shape),
+        row_offsets_N1=row_offsets_N1,
+        masked_offsets_N1=masked_offsets_N1,
+        limit_N=integers.new_empty(num_rows),
+        counts_2=counts_2,
+    )
+    if num_rows:
+        _retain_kernel[(num_rows,)](
+            first_NB.contiguous(),
+            second_NB.contiguous(),
+            processed_NB.contiguous(),
+            masked_NB.contiguous(),
+            target_N.contiguous(),
+            progress_N.contiguous(),
+            retained.kept_NB,
+            retained.delta_NB,
+            retained.limit_N,
+            row_offsets_N1,
+            masked_offsets_N1,
+            counts_2,
+            finished_1,
+            num_rows,
+            block_length,
+            IMPORTANCE_DTYPE=TRITON_DTYPES[importance_dtype],
+            ATTEND_CACHED=attend_cached,
+            BLOCK=max(16, triton.next_power_of_2(block_length)),
+            SCAN=256,
+            num_warps=1,
+            enable_fp_fusion=False,  # a product rounded with its sum would move the bound
+        )
+    return retained
 
 
 def retain_reference(
@@ -192,8 +239,9 @@ def _choose(
     deviation_N1 = (_sum_by_halves(apart_NB.square()) / count_N1).sqrt()
     # equal deltas deviate by nothing, which rounding of the mean must not hide
     lowest_N1 = torch.where(masked_NB, delta_NB, torch.inf).amin(1, keepdim=True)
-    equal_N1 = ranked_NB.amax(1, keepdim=True) == lowest_N1
-    above_NB = masked_NB & ((delta_NB >= mean_N1 + deviation_N1) | equal_N1)
+    highest_N1 = ranked_NB.amax(1, keepdim=True)
+    bound_N1 = torch.where(highest_N1 == lowest_N1, lowest_N1, mean_N1 + deviation_N1)
+    above_NB = masked_NB & (delta_NB >= bound_N1)
     return torch.where(above_NB.sum(1, keepdim=True) >= target_N1, above_NB, best_NB)
 
 
@@ -208,3 +256,120 @@ def _sum_by_halves(x_NB: Tensor) -> Tensor:
         left_NB, right_NB = x_NB.chunk(2, dim=1)
         x_NB = left_NB + right_NB
     return x_NB
+
+
+# A number and alignments that change from step to step must not make it compile anew.
+@triton.jit(
+    do_not_specialize=["num_rows"],
+    do_not_specialize_on_alignment=["masked_offsets_ptr", "counts_ptr", "finished_ptr"],
+)
+def _retain_kernel(
+    first_ptr,
+    second_ptr,
+    processed_ptr,
+    masked_ptr,
+    target_ptr,
+    progress_ptr,
+    kept_ptr,
+    delta_ptr,
+    limit_ptr,
+    row_offsets_ptr,
+    masked_offsets_ptr,
+    counts_ptr,
+    finished_ptr,
+    num_rows,
+    block_length,
+    IMPORTANCE_DTYPE: tl.constexpr,
+    ATTEND_CACHED: tl.constexpr,
+    BLOCK: tl.constexpr,
+    SCAN: tl.constexpr,
+):
+    # One program owns one block. The last one to finish turns the counts of all blocks to offsets.
+    n = tl.program_id(0).to(tl.int64)
+    position = tl.arange(0, BLOCK)
+    inside = position < block_length
+    place = n * block_length + position
+    masked = tl.load(masked_ptr + place, mask=inside, other=0) != 0
+    processed = tl.load(processed_ptr + place, mask=inside, other=0) != 0
+    target = tl.load(target_ptr + n)
+    progress = tl.load(progress_ptr + n)
+    first = _round(tl.load(first_ptr + place, mask=inside, other=0.0), IMPORTANCE_DTYPE)
+    second = _round(tl.load(second_ptr + place, mask=inside, other=0.0), IMPORTANCE_DTYPE)
+    delta = tl.where(masked, second - first, 0.0)
+    num_masked = tl.sum(masked.to(tl.int32), 0)
+
+    # the target's best: a token's rank is the number of masked ones that are better, or as good
+    # and further left
+    better = delta[:, None] > delta[None, :]
+    as_good = (delta[:, None] == delta[None, :]) & (position[:, None] < position[None, :])
+    rank = tl.sum((masked[:, None] & (better | as_good)).to(tl.int32), 0)
+    best = masked & (rank < target)
+
+    # mean plus deviation, by the operations of the definition in their order
+    count = tl.maximum(num_masked, 1).to(tl.float32)
+    mean = tl.div_rn(_sum_by_halves_of(delta), count)
+    apart = tl.where(masked, delta - mean, 0.0)
+    deviation = tl.sqrt_rn(tl.div_rn(_sum_by_halves_of(apart * apart), count))
+    highest = tl.max(tl.where(masked, delta, float("-inf")), 0)
+    lowest = tl.min(tl.where(masked, delta, float("inf")), 0)
+    bound = tl.where(highest == lowest, lowest, mean + deviation)
+    above = masked & (delta >= bound)
+    chosen = tl.where(tl.sum(above.to(tl.int32), 0) >= target, above, best)
+
+    right = tl.gather(chosen.to(tl.int32), tl.minimum(position + 1, BLOCK - 1), 0)
+    right_chosen = (right != 0) & (position + 1 < BLOCK)
+    unknown = tl.max((delta != delta).to(tl.int32), 0) != 0
+    chosen = masked & (chosen | right_chosen | unknown)
+    rightmost = tl.max(tl.where(chosen, position, -1), 0)
+    hole = (position < rightmost) & (position > progress)
+    kept = processed & ((masked == 0) | chosen | hole | (num_masked <= target))
+    tl.store(kept_ptr + place, kept, mask=inside)
+    tl.store(delta_ptr + place, delta, mask=inside)
+
+    seen = kept
+    if ATTEND_CACHED:
+        seen = kept | (inside & (masked == 0))
+    tl.store(limit_ptr + n, tl.max(tl.where(seen, position + 1, 0), 0))
+    num_kept = tl.sum(kept.to(tl.int32), 0)
+    num_kept_masked = tl.sum((kept & masked).to(tl.int32), 0)
+    tl.store(row_offsets_ptr + 1 + n, num_kept)
+    tl.store(masked_offsets_ptr + 1 + n, num_kept_masked)
+    tl.atomic_add(counts_ptr, tl.sum(processed.to(tl.int32), 0) - num_kept, sem="relaxed")
+    tl.atomic_add(counts_ptr + 1, num_kept_masked, sem="relaxed")
+
+    tl.debug_barrier()  # all threads have stored before one of them counts the program as finished
+    if tl.atomic_add(finished_ptr, 1, sem="acq_rel") == num_rows - 1:
+        _add_up(row_offsets_ptr + 1, num_rows, SCAN)
+        _add_up(masked_offsets_ptr + 1, num_rows, SCAN)
+
+
+@triton.jit
+def _round(x, DTYPE: tl.constexpr):
+    """To the nearest of ``DTYPE``, ties to even, as float32."""
+    if DTYPE.is_bf16():
+        # in integers, because Triton's interpreter cuts the lower bits off
+        bits = x.to(tl.int32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000
+        rounded = tl.where(x == x, bits.to(tl.float32, bitcast=True), x)
+    else:
+        rounded = x.to(DTYPE).to(tl.float32)
+    return rounded
+
+
+@triton.jit
+def _sum_by_halves_of(x):
+    for _ in tl.static_range(10):  # lengths to 1024
+        if x.shape[0] > 1:
+            x = tl.sum(tl.reshape(x, (2, x.shape[0] // 2)), 0)
+    return tl.sum(x, 0)
+
+
+@triton.jit
+def _add_up(count_ptr, num_rows, SCAN: tl.constexpr):
+    """Each count becomes the sum up to and with it."""
+    before = 0
+    for start in range(0, num_rows, SCAN):
+        row = start + tl.arange(0, SCAN)
+        count = tl.load(count_ptr + row, mask=row < num_rows, other=0)
+        tl.store(count_ptr + row, before + tl.cumsum(count, 0), mask=row < num_rows)
+        before += tl.sum(count, 0)

@@ -105,6 +105,8 @@ def test_equals_the_authors_importance(case: int, device: torch.device) -> None:
     masked_NB = torch.zeros_like(processed_NB)
     masked_NB[processed_NB] = is_masked_T
 
+    if INTERPRETED:  # which does not know bfloat16; its products are the same in float32
+        q_THd, k_TKd = q_THd.float(), k_TKd.float()
     batch = Blocks(q_THd, k_TKd, row_offsets_S1, processed_NB, masked_NB)
     found_n = batch.importance(device)[masked_NB]
     exact_n = torch.from_numpy(arrays[f"c{case:02d}_imp_f32"])
@@ -219,3 +221,17 @@ def test_what_does_not_fit_is_refused(
     row_offsets = torch.zeros(num_offsets, dtype=torch.int32)
     with pytest.raises(ValueError, match=message):
         importance(q_THd, k_TKd, row_offsets, processed_NB, torch.tensor(masked))
+
+
+def test_heads_with_gaps_are_refused() -> None:
+    q_THd, k_TKd = torch.zeros(2, 4, 8), torch.zeros(2, 2, 8)
+    masks = torch.tensor([0, 2]), torch.ones(1, 2).bool(), torch.ones(1, 2).bool()
+    for wrong in (k_TKd.half(), torch.zeros(2, 2, 16)[..., ::2]):
+        with pytest.raises(ValueError, match="one dtype and without gaps"):
+            importance(q_THd, wrong, *masks)
+
+
+@pytest.mark.kernels
+def test_the_same_twice(device: torch.device) -> None:
+    batch = blocks(5, 32, heads=(16, 8))
+    assert torch.equal(batch.importance(device), batch.importance(device))
