@@ -15,7 +15,8 @@ INSTALLED := $(VENV)/.installed
 
 help:
 	@echo "make serve    install if needed, then serve the bundled model at http://$(HOST):$(PORT)"
-	@echo "make test     install if needed, then check format, lint and types, and run the tests"
+	@echo "make test     install if needed, then check format, lint and types, and run the tests,"
+	@echo "              those of the kernels once more in Triton's interpreter"
 	@echo "make install  create $(VENV) and install focus-ray with the tested versions"
 	@echo "make check    format, lint and types only"
 	@echo "make clean    remove $(VENV), build outputs and caches"
@@ -49,4 +50,4 @@ check: $(INSTALLED)
 	scripts/check
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist *.egg-info .hypothesis .pytest_cache .mypy_cache .ruff_cache

@@ -110,6 +110,7 @@ def backends(request: pytest.FixtureRequest) -> list[Backend]:
     return definitions("cpu") if request.param == "definitions" else kernels()
 
 
+@pytest.mark.timeout(600)  # a minute in the interpreter
 def test_golden_decisions_are_reproduced(backends: list[Backend]) -> None:
     for backend in backends:
         report = check_focus_directory(FOCUS, backend)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -51,14 +52,25 @@ def kernels() -> list[Backend]:
     Raises:
         RuntimeError: there is neither a GPU nor the interpreter, so no kernel would run.
     """
+    device, dtypes = "cpu", [torch.float32]
     if torch.cuda.is_available():
-        return [
-            Backend("kernels", importance, retain, "cuda", dtype)
-            for dtype in (torch.bfloat16, torch.float32)
-        ]
-    if not INTERPRETED:
+        device, dtypes = "cuda", [torch.bfloat16, torch.float32]
+    elif not INTERPRETED:
         raise RuntimeError("no CUDA here: set TRITON_INTERPRET=1 to run the kernels on the CPU")
-    return [Backend("kernels", importance, retain, "cpu", torch.float32)]
+    functions = _kernel_alone(importance), _kernel_alone(retain)
+    return [Backend("kernels", *functions, device, dtype) for dtype in dtypes]
+
+
+def _kernel_alone(operation: Callable[..., Any]) -> Callable[..., Any]:
+    """The operation; an error where it would fall back on its definition."""
+    definition = f"{operation.__module__}.{operation.__name__}_reference"
+
+    def run(*args: object, **options: object) -> Any:
+        refusal = AssertionError(f"{definition} ran in place of the kernel")
+        with mock.patch(definition, side_effect=refusal):
+            return operation(*args, **options)
+
+    return run
 
 
 @dataclass(frozen=True)

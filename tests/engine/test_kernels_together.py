@@ -1,0 +1,84 @@
+"""All kernels in one engine: in float32 it gives the tokens that the torch definitions give."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from types import ModuleType
+
+import pytest
+import torch
+
+import focus_ray.kernels
+from focus_ray.config import EngineConfig
+from focus_ray.engine.engine import Engine
+from focus_ray.engine.outputs import GenerationRequest
+from focus_ray.kernels.launch import INTERPRETED, can_launch
+from focus_ray.sampling import SamplingParams
+
+# Prompts that end inside a block and at its end, one of them prefilled while the others decode.
+PROMPT_LENS = (5, 16, 21)
+SAMPLED = {"temperature": 0.8, "top_k": 50, "seed": 1}
+
+
+def modules_with_kernels() -> list[ModuleType]:
+    names = (info.name for info in pkgutil.iter_modules(focus_ray.kernels.__path__))
+    modules = [importlib.import_module(f"focus_ray.kernels.{name}") for name in names]
+    return [
+        m for m in modules if hasattr(m, "can_launch") and m.can_launch.__module__ != m.__name__
+    ]
+
+
+def generate(path: str, device: str) -> dict[str, list[int]]:
+    engine = Engine(
+        EngineConfig(
+            model=path,
+            device=device,
+            dtype="float32",
+            decoding="focus",
+            block_length=8,
+            page_size=16,
+            num_pages=12,
+            max_model_len=48,
+            confidence_threshold=0.5,
+        )
+    )
+    tokens: dict[str, list[int]] = {}
+    for number, prompt_len in enumerate(PROMPT_LENS):
+        params = {"max_tokens": 8, "ignore_eos": True, "temperature": 0.0}
+        if number == 1:
+            params |= SAMPLED
+        prompt = tuple(range(3, 3 + prompt_len))
+        engine.add(GenerationRequest(str(number), prompt, SamplingParams(**params)))
+        tokens[str(number)] = []
+        for delta in engine.step():
+            tokens[delta.request_id].extend(delta.token_ids)
+    while engine.has_unfinished():
+        for delta in engine.step():
+            tokens[delta.request_id].extend(delta.token_ids)
+    assert engine.load().evicted_tokens > 0
+    return tokens
+
+
+@pytest.mark.kernels
+def test_kernels_give_the_tokens_of_the_definitions(monkeypatch, golden_sdar) -> None:
+    if golden_sdar.device == "cpu" and not INTERPRETED:
+        pytest.skip("a CPU runs kernels in the interpreter only")
+    modules = modules_with_kernels()
+    launched = set()
+
+    for module in modules:
+
+        def watched(*tensors: torch.Tensor, name: str = module.__name__) -> bool:
+            answer = can_launch(*tensors)
+            if answer:
+                launched.add(name)
+            return answer
+
+        monkeypatch.setattr(module, "can_launch", watched)
+    found = generate(*golden_sdar)
+    assert launched == {module.__name__ for module in modules}
+
+    for module in modules:
+        monkeypatch.setattr(module, "can_launch", lambda *_: False)
+    assert found == generate(*golden_sdar)
