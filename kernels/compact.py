@@ -97,14 +97,14 @@ def compact(
             f"{tuple(retained.kept_NB.shape)}, {len(block_start_N)} block starts and "
             f"{len(row_offsets_S1)} row offsets are not of the same blocks"
         )
-    given = (x_TD, q_THd, positions_T, slot_T, kv_limit_T, row_offsets_S1, processed_NB, masked_NB)
-    if not can_launch(*given, retained.kept_NB, block_start_N):
-        return compact_reference(*given, retained, block_start_N)
     if not row_offsets_S1.dtype == kv_limit_T.dtype == torch.int32:
         raise ValueError(
             "row offsets and KV limits must be int32, got "
             f"{row_offsets_S1.dtype} and {kv_limit_T.dtype}"
         )
+    given = (x_TD, q_THd, positions_T, slot_T, kv_limit_T, row_offsets_S1, processed_NB, masked_NB)
+    if not can_launch(*given, retained.kept_NB, block_start_N):
+        return compact_reference(*given, retained, block_start_N)
     num_retained, block_length = num_tokens - num_evicted, masked_NB.shape[1]
     compacted = Compacted(
         x_RD=x_TD.new_empty(num_retained, *x_TD.shape[1:]),

@@ -166,5 +166,7 @@ def test_what_does_not_fit_is_refused() -> None:
         compact_on(device, x_TD.T.contiguous().T, q_THd, *others)
     with pytest.raises(ValueError, match="without gaps"):
         compact_on(device, x_TD, q_THd[..., ::2], *others)
+    with pytest.raises(ValueError, match="must be int32"):
+        compact_on(device, *inputs[:5], inputs[5].long(), *inputs[6:])
     with pytest.raises(ValueError, match="same blocks"):
         compact_on(device, *inputs[:-1], inputs[-1][:1])
