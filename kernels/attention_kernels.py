@@ -96,7 +96,8 @@ def launch_attention(
     return out_THd
 
 
-@triton.jit
+# Sizes that change from step to step; specialised, they would be compiled for again and again.
+@triton.jit(do_not_specialize=["num_tokens", "num_rows", "page_table_stride_s"])
 def _attend_kernel(
     q_ptr,
     key_ptr,
@@ -313,7 +314,7 @@ def _slots(
     return slot_N
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_pairs"])
 def _add_splits_kernel(
     part_ptr,
     log_sum_ptr,

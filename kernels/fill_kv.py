@@ -93,7 +93,7 @@ def fill_kv_reference(
     value_pages.view(slot_shape).index_copy_(0, slot_T, v_TKd)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def _fill_kv_kernel(
     k_ptr,
     v_ptr,
