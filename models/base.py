@@ -70,7 +70,7 @@ class BlockDiffusionModel(nn.Module, ABC):
 
     @abstractmethod
     def compute_logits(self, hidden_RD: Tensor) -> Tensor:
-        """Logits ``[R, V]``, float32; the product itself is in the model's dtype."""
+        """Logits ``[R, V]`` in the model's dtype; who adds them up does so in float32."""
 
     @abstractmethod
     def weight_map(self) -> dict[str, Tensor]:

@@ -230,7 +230,7 @@ class SdarForCausalLM(BlockDiffusionModel):
 
     def compute_logits(self, hidden_RD: Tensor) -> Tensor:
         head = self.model.embed_tokens if self.lm_head is None else self.lm_head
-        return nn.functional.linear(hidden_RD, head.weight).to(torch.float32)
+        return nn.functional.linear(hidden_RD, head.weight)
 
     def weight_map(self) -> dict[str, Tensor]:
         return dict(self.named_parameters())

@@ -239,7 +239,7 @@ class Runner:
             confidence_T[places] = choice.confidence_R
             logprob_T[places] = choice.logprob_R
             if num_top:
-                best = logits_QV.log_softmax(1).topk(num_top, dim=1)
+                best = logits_QV.log_softmax(1, dtype=torch.float32).topk(num_top, dim=1)
                 top_id_TK[places], top_logprob_TK[places] = best.indices, best.values
         return _Candidates(
             token_T.view(shape),

@@ -7,15 +7,20 @@ else: not on the batch, not on the slot, not on what was drawn before.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from focus_ray.kernels.confidence import confidence
-
-_LOW_32 = 0xFFFFFFFF
+from focus_ray.kernels.confidence import (
+    Choice,
+    Draw,
+    candidates,
+    confidence,
+    cool,
+    draw_token,
+)
 
 
 @dataclass(frozen=True)
@@ -40,21 +45,16 @@ class RowParams:
     step_R: Tensor
     suppressed_RK: Tensor | None
 
+    def draw(self) -> Draw:
+        """What a draw depends on."""
+        return Draw(self.temperature_R, self.seed_R, self.position_R, self.step_R)
+
     def take(self, rows_S: Tensor) -> RowParams:
         """The parameters of some of the rows."""
         fields: dict[str, Any] = {
             name: None if t is None else t[rows_S] for name, t in vars(self).items()
         }
         return RowParams(**fields)
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Token of each row, its probability, and its log probability at temperature 1."""
-
-    token_R: Tensor
-    confidence_R: Tensor
-    logprob_R: Tensor
 
 
 def choose_tokens(
@@ -73,54 +73,28 @@ def choose_tokens(
     chosen.
 
     Args:
-        logits_RV: float32; not changed.
+        logits_RV: any float dtype; not changed.
         any_sampled, any_filtered: False skips work that no row needs.
     """
-    candidates_RV = logits_RV
-    if params.suppressed_RK is not None:
-        candidates_RV = logits_RV.scatter(1, params.suppressed_RK, -torch.inf)
-    token_R, logprob_R = confidence(candidates_RV, mask_token_id)
-    if params.suppressed_RK is not None:
-        logprob_R = _logprob(logits_RV, token_R)
-    if not any_sampled:
-        return Choice(token_R, logprob_R.exp(), logprob_R)
-
-    rows_S = params.temperature_R.nonzero()[:, 0]  # greedy neighbours are spared the noise
-    drawn = _draw(
-        logits_RV[rows_S], candidates_RV[rows_S], params.take(rows_S), mask_token_id, any_filtered
+    draw = params.draw() if any_sampled else None
+    if draw is None or not any_filtered:
+        return confidence(logits_RV, mask_token_id, suppressed_RK=params.suppressed_RK, draw=draw)
+    filtered_R = (params.top_k_R > 0) | (params.top_p_R < 1.0) | (params.min_p_R > 0.0)
+    filtered_R &= params.temperature_R > 0.0
+    unfiltered = replace(draw, temperature_R=params.temperature_R.masked_fill(filtered_R, 0.0))
+    choice = confidence(
+        logits_RV, mask_token_id, suppressed_RK=params.suppressed_RK, draw=unfiltered
     )
-    return Choice(
-        token_R.index_copy(0, rows_S, drawn.token_R),
-        logprob_R.exp().index_copy(0, rows_S, drawn.confidence_R),
-        logprob_R.index_copy(0, rows_S, drawn.logprob_R),
-    )
+    rows_S = filtered_R.nonzero()[:, 0]
+    drawn = _draw_filtered(logits_RV[rows_S], params.take(rows_S), mask_token_id)
+    return choice.replace(rows_S, drawn)
 
 
-def _draw(
-    logits_RV: Tensor,
-    candidates_RV: Tensor,
-    params: RowParams,
-    mask_token_id: int,
-    any_filtered: bool,
-) -> Choice:
-    candidates_RV[:, mask_token_id] = -torch.inf  # a copy: rows were selected
-    candidates_RV = _cool(candidates_RV, params.temperature_R)
-    if any_filtered:
-        candidates_RV = _filter(candidates_RV, params)
-    token_R = (candidates_RV + _gumbel(params, logits_RV.shape[1])).argmax(1)
-    scaled_RV = _cool(logits_RV, params.temperature_R)
-    return Choice(token_R, _logprob(scaled_RV, token_R).exp(), _logprob(logits_RV, token_R))
-
-
-def _cool(logits_RV: Tensor, temperature_R: Tensor) -> Tensor:
-    """Divide by the temperature, down from the best: the coldest leaves ``0`` and ``-inf``."""
-    temperature_R1 = temperature_R[:, None].clamp_min(torch.finfo(torch.float32).tiny)
-    return (logits_RV - logits_RV.amax(1, keepdim=True)) / temperature_R1
-
-
-def _logprob(logits_RV: Tensor, token_R: Tensor) -> Tensor:
-    chosen_R = logits_RV.gather(1, token_R[:, None])[:, 0]
-    return chosen_R - logits_RV.logsumexp(1)
+def _draw_filtered(logits_RV: Tensor, params: RowParams, mask_token_id: int) -> Choice:
+    logits_RV = logits_RV.to(torch.float32)
+    candidates_RV = candidates(logits_RV, mask_token_id, params.suppressed_RK)
+    weights_RV = _filter(cool(candidates_RV, params.temperature_R), params).exp()
+    return draw_token(logits_RV, weights_RV, params.draw())
 
 
 def _filter(logits_RV: Tensor, params: RowParams) -> Tensor:
@@ -139,33 +113,3 @@ def _filter(logits_RV: Tensor, params: RowParams) -> Tensor:
     past_nucleus_RV[:, 0] = False
     best_first_RV = best_first_RV.masked_fill(past_nucleus_RV, -torch.inf)
     return torch.empty_like(best_first_RV).scatter_(1, order_RV, best_first_RV)
-
-
-def _gumbel(params: RowParams, vocab: int) -> Tensor:
-    """Standard Gumbel noise ``[R, V]`` float32 from a counter-based generator.
-
-    The arg-max of logits plus this noise is a draw from their softmax (the Gumbel-max trick).
-    """
-    # two keys: one of 32 bits would be shared by some pair among 65 000 seeds
-    first_R1, second_R1 = (_key(params, start)[:, None] for start in (0, 0x6A09E667))
-    token_V = torch.arange(vocab, device=first_R1.device) * 0x9E3779B1
-    bits_RV = _mix(_mix(first_R1 + token_V) ^ second_R1)
-    # float64: the nearest float32 of the largest value would be 1, whose noise is infinite
-    uniform_RV = (bits_RV.double() + 0.5) / 2.0**32
-    return -torch.log(-torch.log(uniform_RV)).float()
-
-
-def _key(params: RowParams, start: int) -> Tensor:
-    """``[R]`` a hash of seed, position and step in 32 bits; another one for another ``start``."""
-    key_R = _mix(params.seed_R ^ start)
-    for part_R in (params.seed_R >> 32, params.position_R, params.step_R):
-        key_R = _mix(key_R ^ _mix(part_R + 0x9E3779B9))
-    return key_R
-
-
-def _mix(x: Tensor) -> Tensor:
-    """Finaliser of MurmurHash3 (Appleby, public domain) on the low 32 bits of int64 values."""
-    x = x & _LOW_32
-    x = (x ^ (x >> 16)) * 0x85EBCA6B & _LOW_32
-    x = (x ^ (x >> 13)) * 0xC2B2AE35 & _LOW_32
-    return x ^ (x >> 16)

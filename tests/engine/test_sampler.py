@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from focus_ray.engine.sampler import RowParams, _key, choose_tokens
+from focus_ray.engine.sampler import RowParams, choose_tokens
 
 VOCAB, MASK = 8, 7
 
@@ -134,21 +134,3 @@ def test_the_coldest_draw_is_the_best_token(temperature, shift, best):
     assert set(choice.token_R.tolist()) == {0 if best is None else 1}
     # where the best was suppressed, the temperature leaves nothing for the second
     assert set(choice.confidence_R.tolist()) == {1.0 if best is None else 0.0}
-
-
-def test_seeds_that_share_half_a_key_draw_differently():
-    # the first two of the random seeds whose first keys are equal; 32 bits make that common
-    seeds = torch.randint(2**62, (300_000,), generator=torch.Generator().manual_seed(0))
-    params = row_params(len(seeds), position=torch.zeros(len(seeds), dtype=torch.int64))
-    params.seed_R[:] = seeds
-    first = _key(params, 0)
-    order = first.argsort()
-    twins = (first[order][1:] == first[order][:-1]).nonzero()[:, 0]
-    assert len(twins)
-    one, other = seeds[order[twins[0]]], seeds[order[twins[0] + 1]]
-    drawn = []
-    for seed in (one, other):
-        rows = row_params(512)
-        rows.seed_R[:] = seed
-        drawn.append(choose(torch.zeros(512, VOCAB), rows).token_R)
-    assert (drawn[0] == drawn[1]).float().mean() < 0.25
