@@ -66,7 +66,7 @@ HOPPER_TILES = (
     AttentionTile(16, 64, 4, 3, 3),
     AttentionTile(32, 64, 4, 3, 2),
     AttentionTile(64, 64, 4, 3, 2),
-    AttentionTile(128, 64, 8, 3, 1),
+    AttentionTile(128, 32, 8, 4, 1),
 )
 # Fits the 99 KiB of shared memory that the smallest GPUs since Ampere give a program.
 SMALL_TILES = (

@@ -65,7 +65,7 @@ class BlockDiffusionModel(nn.Module, ABC):
         """Run all layers: hidden states after the final norm, ``[T, D]``; fills the KV pages.
 
         Under ``eviction`` only the retained tokens go past layer 1: hidden states of these, in
-        the order of ``eviction.rows_R``. Layers 0 and 1 must exist.
+        the order of the step. Layers 0 and 1 must exist.
         """
 
     @abstractmethod
