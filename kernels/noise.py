@@ -35,10 +35,14 @@ def exponential_noise(
         _row_key(seed_R, position_R, step_R, start)[:, None] for start in (0, 0x6A09E667)
     )
     token_V = torch.arange(vocab_size, device=seed_R.device) * 0x9E3779B1
-    bits_RV = _mix(_mix(first_R1 + token_V) ^ second_R1)
-    uniform_RV = (bits_RV.to(torch.float32) + 0.5) * 2.0**-32
-    # the nearest float32 of the largest values is 1, whose noise would be infinite
-    return uniform_RV.clamp_(max=1 - 2.0**-24).neg_().log1p_().neg_()
+    return _exponential(_mix(_mix(first_R1 + token_V) ^ second_R1))
+
+
+def _exponential(bits: Tensor) -> Tensor:
+    """``-log(1 - uniform)``, where ``uniform`` is 32 bits, in int64, seen as a fraction."""
+    uniform = (bits.to(torch.float32) + 0.5) * 2.0**-32
+    # the nearest float32 of the largest fractions is 1, whose noise would be infinite
+    return uniform.clamp_(max=1 - 2.0**-24).neg_().log1p_().neg_()
 
 
 def _row_key(seed_R: Tensor, position_R: Tensor, step_R: Tensor, start: int) -> Tensor:
@@ -66,7 +70,14 @@ def noise_keys(seed, position, step):
 @triton.jit
 def noise_of_tokens(first_key, second_key, token):
     """``exponential_noise`` of the tokens of these int32 ids, one row's two keys given."""
-    bits = _mix_jit(_mix_jit(first_key + token.to(tl.uint32) * 0x9E3779B1) ^ second_key)
+    return _exponential_jit(
+        _mix_jit(_mix_jit(first_key + token.to(tl.uint32) * 0x9E3779B1) ^ second_key)
+    )
+
+
+@triton.jit
+def _exponential_jit(bits):
+    """``_exponential`` of uint32 bits."""
     uniform = tl.minimum((bits.to(tl.float32) + 0.5) * 2.0**-32, 1 - 2.0**-24)
     # A logarithm near 1 has no correct digits left where 1 - uniform was rounded; the noise of the
     # best token is nearly always there. The series' first term left out is 1e-10 of the sum.

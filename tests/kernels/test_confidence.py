@@ -119,7 +119,7 @@ def test_a_draw_equals_the_formula_in_float64(
 def test_suppressed_ids_count_but_are_not_chosen(drawn: bool, device: torch.device) -> None:
     vocab = 9000
     logits_RV = random_logits(4, vocab)
-    barred = [5, 4100, 8999, 17, 4095]  # of every tile
+    barred = [5, 4096, 8999, 17, 4095]  # of every tile, the first and the last of one among them
     logits_RV[:, barred] += torch.tensor([9.0, 9.5, 9.9, 9.2, 9.7]) - logits_RV[:, barred] + 10
     logits_RV[:, MASK] = 21.0
     draw = draw_of(4, 0.7, device) if drawn else None
@@ -130,7 +130,7 @@ def test_suppressed_ids_count_but_are_not_chosen(drawn: bool, device: torch.devi
 
 def test_each_row_has_its_own_temperature_and_suppressed_ids(device: torch.device) -> None:
     logits_RV = random_logits(4, 50)
-    logits_RV[:, 7] = 30.0
+    logits_RV[:, 7] = 12.0
     draw = draw_of(4, 1.5, device)
     draw.temperature_R[::2] = 0.0
     suppressed_RK = torch.tensor([[7], [7], [MASK], [MASK]], device=device)

@@ -7,7 +7,14 @@ import triton.language as tl
 from torch import Tensor
 
 from focus_ray.kernels.launch import can_launch
-from focus_ray.kernels.noise import _row_key, exponential_noise, noise_keys, noise_of_tokens
+from focus_ray.kernels.noise import (
+    _exponential,
+    _exponential_jit,
+    _row_key,
+    exponential_noise,
+    noise_keys,
+    noise_of_tokens,
+)
 
 VOCAB = 5000
 
@@ -84,3 +91,21 @@ def test_kernels_have_the_same_noise(device: torch.device) -> None:
     )
     expected_RV = exponential_noise(seed_R, position_R, step_R, vocab)
     torch.testing.assert_close(found_RV, expected_RV, rtol=4e-6, atol=0)
+
+
+@triton.jit
+def _exponential_kernel(bits_ptr, out_ptr, BLOCK: tl.constexpr):
+    place = tl.arange(0, BLOCK)
+    tl.store(out_ptr + place, _exponential_jit(tl.load(bits_ptr + place).to(tl.uint32)))
+
+
+def test_no_bits_give_zero_or_infinite_noise(device: torch.device) -> None:
+    last = 2**32 - 1
+    bits = rows(0, 1, 2**27 - 1, 2**27, 2**31, last - 256, last - 128, last).to(device)
+    fraction = ((bits.float() + 0.5) / 2**32).double()
+    expected = -torch.log1p(-fraction.clamp(max=1 - 2.0**-24))
+    torch.testing.assert_close(_exponential(bits).double(), expected, rtol=4e-6, atol=0)
+    if can_launch(bits):
+        found = torch.full((len(bits),), torch.nan, device=device)
+        _exponential_kernel[(1,)](bits, found, BLOCK=len(bits))
+        torch.testing.assert_close(found.double(), expected, rtol=4e-6, atol=0)
