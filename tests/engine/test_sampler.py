@@ -22,6 +22,12 @@ def row_params(
     )
 
 
+def on(device, params):
+    """The parameters on a device; a GPU draws with its kernel."""
+    moved = {name: t if t is None else t.to(device) for name, t in vars(params).items()}
+    return RowParams(**moved)
+
+
 def choose(logits_RV, params, filtered=True):
     return choose_tokens(
         logits_RV, params, mask_token_id=MASK, any_sampled=True, any_filtered=filtered
@@ -31,10 +37,13 @@ def choose(logits_RV, params, filtered=True):
 LOGITS = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -2.0, -3.0, 1.5])
 
 
-def test_draws_follow_the_softmax_without_the_mask():
+@pytest.mark.parametrize("filtered", [False, True], ids=["in one pass", "as where rows are cut"])
+def test_draws_follow_the_softmax_without_the_mask(filtered, device):
     rows = 40_000
-    params = row_params(rows, temperature=0.7)
-    counts = choose(LOGITS.expand(rows, -1), params).token_R.bincount(minlength=VOCAB)
+    # a top-k of the whole vocabulary cuts nothing, but goes the way of rows that are cut
+    params = on(device, row_params(rows, temperature=0.7, top_k=VOCAB if filtered else 0))
+    choice = choose(LOGITS.to(device).expand(rows, -1), params, filtered)
+    counts = choice.token_R.cpu().bincount(minlength=VOCAB)
     expected = (LOGITS / 0.7).masked_fill(torch.arange(VOCAB) == MASK, -torch.inf).softmax(0)
     # chi-square with 6 degrees of freedom; 22.5 has a tail of 0.001, and the draws are fixed
     live = expected > 0
@@ -54,9 +63,10 @@ def test_draws_follow_the_softmax_without_the_mask():
         pytest.param({"top_k": 3, "top_p": 0.7}, {0, 1}, id="nucleus of what top-k left"),
     ],
 )
-def test_filters_limit_the_draws(options, allowed):
+def test_filters_limit_the_draws(options, allowed, device):
     rows = 2000
-    choice = choose(LOGITS.expand(rows, -1), row_params(rows, **options))
+    params = on(device, row_params(rows, **options))
+    choice = choose(LOGITS.to(device).expand(rows, -1), params)
     assert set(choice.token_R.tolist()) == allowed
 
 
@@ -80,6 +90,25 @@ def test_greedy_rows_are_untouched_by_sampled_neighbours():
     torch.testing.assert_close(mixed.confidence_R[::2], alone.confidence_R[::2])
 
 
+def test_a_row_that_is_not_cut_draws_the_same_beside_rows_that_are(device):
+    logits_RV = torch.randn(64, VOCAB, generator=torch.Generator().manual_seed(0)).to(device)
+    alone = choose(logits_RV, on(device, row_params(64)), filtered=False)
+    params = on(device, row_params(64))
+    params.top_k_R[::2] = 1
+    beside = choose(logits_RV, params)
+    for name, part in vars(alone).items():
+        assert torch.equal(getattr(beside, name)[1::2], part[1::2])
+    assert (beside.token_R[::2] != alone.token_R[::2]).any()
+
+
+def test_half_precision_rows_are_cut_in_float32(device):
+    logits_RV = LOGITS.to(device, torch.bfloat16).expand(64, -1)
+    choice = choose(logits_RV, on(device, row_params(64, top_p=0.75)))
+    exact = choose(LOGITS.to(device).expand(64, -1), on(device, row_params(64, top_p=0.75)))
+    for name, part in vars(exact).items():
+        assert torch.equal(getattr(choice, name), part)  # these logits are exact in bfloat16
+
+
 def test_a_draw_depends_on_seed_position_and_step_alone():
     logits_RV = torch.zeros(512, VOCAB)
     base = choose(logits_RV, row_params(512)).token_R
@@ -99,18 +128,19 @@ def test_a_draw_depends_on_seed_position_and_step_alone():
 
 
 @pytest.mark.parametrize("sampled", [False, True], ids=["greedy", "sampled"])
-def test_suppressed_tokens_are_never_chosen_and_do_not_change_confidence(sampled):
+def test_suppressed_tokens_are_never_chosen_and_do_not_change_confidence(sampled, device):
     suppressed = torch.tensor([[0, MASK]]).expand(200, -1)
     params = row_params(200, temperature=float(sampled), suppressed=suppressed)
     choice = choose_tokens(
-        LOGITS.expand(200, -1),
-        params,
+        LOGITS.to(device).expand(200, -1),
+        on(device, params),
         mask_token_id=MASK,
         any_sampled=sampled,
         any_filtered=False,
     )
     assert not {0, MASK} & set(choice.token_R.tolist())
-    torch.testing.assert_close(choice.confidence_R, LOGITS.softmax(0)[choice.token_R])
+    confidence_R, token_R = choice.confidence_R.cpu(), choice.token_R.cpu()
+    torch.testing.assert_close(confidence_R, LOGITS.softmax(0)[token_R])
 
 
 def test_noise_stays_finite_over_many_draws():
@@ -127,10 +157,11 @@ def test_noise_stays_finite_over_many_draws():
 @pytest.mark.parametrize("temperature", [1e-6, 1e-30, 1e-37, 1e-40, 1e-44])
 @pytest.mark.parametrize("shift", [0.0, -50.0], ids=["some logits above zero", "all below zero"])
 @pytest.mark.parametrize("best", [None, 0], ids=["nothing suppressed", "the best suppressed"])
-def test_the_coldest_draw_is_the_best_token(temperature, shift, best):
+@pytest.mark.parametrize("top_p", [1.0, 0.9], ids=["whole", "cut"])
+def test_the_coldest_draw_is_the_best_token(temperature, shift, best, top_p, device):
     suppressed = None if best is None else torch.full((50, 1), best)
-    params = row_params(50, temperature=temperature, top_p=0.9, suppressed=suppressed)
-    choice = choose((LOGITS + shift).expand(50, -1), params)
+    params = row_params(50, temperature=temperature, top_p=top_p, suppressed=suppressed)
+    choice = choose((LOGITS + shift).to(device).expand(50, -1), on(device, params))
     assert set(choice.token_R.tolist()) == {0 if best is None else 1}
     # where the best was suppressed, the temperature leaves nothing for the second
     assert set(choice.confidence_R.tolist()) == {1.0 if best is None else 0.0}
