@@ -120,5 +120,14 @@ def make_policy(config: EngineConfig, dtype: torch.dtype) -> DecodingPolicy:
 
 
 def _target(state: BlockState, slots_N: Tensor, masked_NB: Tensor, alpha: float) -> Tensor:
+    """Masked tokens to retain; all of them where later layers would else read what is not there.
+
+    That is the first step of a block which is taken up again after preemption: its decoded tokens
+    are known, but the KV of none of its tokens is, masked ones between decoded ones included.
+    """
+    num_masked_N = masked_NB.sum(1)
     mean_N = state.decoded_sum_M[slots_N] / state.productive_steps_M[slots_N].clamp_min(1)
-    return eviction_target(masked_NB.sum(1), mean_N, torch.full_like(mean_N, alpha))
+    target_N = eviction_target(num_masked_N, mean_N, torch.full_like(mean_N, alpha))
+    behind_a_mask_NB = ~masked_NB & (masked_NB.cumsum(1) > 0)
+    taken_up_again_N = state.warm_up_M[slots_N] & behind_a_mask_NB.any(1)
+    return torch.where(taken_up_again_N, num_masked_N, target_N)
