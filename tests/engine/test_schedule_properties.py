@@ -65,7 +65,7 @@ def arrivals(draw: st.DrawFn, block_length: int) -> tuple[Arrival, ...]:
         prefix = draw(st.sampled_from(PREFIXES))[: draw(st.integers(0, 70))]
         own = draw(st.lists(st.integers(2, 500), min_size=1, max_size=12))
         params = SamplingParams(
-            max_tokens=draw(st.integers(1, 40)),
+            max_tokens=draw(st.integers(1, 45)),
             ignore_eos=True,
             temperature=draw(st.sampled_from([0.0, 0.0, 0.7, 2.0])),
             seed=draw(st.integers(0, 3)),
@@ -80,10 +80,10 @@ def arrivals(draw: st.DrawFn, block_length: int) -> tuple[Arrival, ...]:
     return tuple(
         Arrival(
             request=request(str(number)),
-            step=draw(st.integers(0, 12)),
-            abort_step=draw(st.none() | st.none() | st.integers(0, 30)),
+            step=draw(st.integers(0, 8)),
+            abort_step=draw(st.none() | st.none() | st.none() | st.integers(0, 30)),
         )
-        for number in range(draw(st.integers(1, 6)))
+        for number in range(draw(st.integers(2, 6)))
     )
 
 
@@ -97,8 +97,8 @@ def schedules(draw: st.DrawFn) -> Schedule:
             "block_length": block_length,
             "page_size": page_size,
             # one sequence fits at its longest; a few more do at their beginning
-            "num_pages": CONTEXT // page_size + draw(st.integers(0, 3)),
-            "max_num_seqs": draw(st.integers(1, 6)),
+            "num_pages": CONTEXT // page_size + draw(st.integers(0, 2)),
+            "max_num_seqs": draw(st.integers(2, 6)),
             "max_num_batched_tokens": draw(st.sampled_from([1, 64, 1024])),
             "enable_prefix_caching": draw(st.booleans()),
             "diagnose_recall_every": draw(st.sampled_from([0, 2])),
@@ -187,12 +187,6 @@ def run_schedule(model: tuple[str, str], decoding: str, schedule: Schedule) -> O
             "focus",
             None,
             id="focus",
-            marks=pytest.mark.xfail(
-                raises=AssertionError,
-                strict=False,  # not every set of examples has such a block
-                reason="a block taken up again after preemption is evicted from at once, and its "
-                "decoded tokens then see masked ones between them whose KV is gone",
-            ),
         ),
     ],
 )
