@@ -183,11 +183,7 @@ def run_schedule(model: tuple[str, str], decoding: str, schedule: Schedule) -> O
         pytest.param("block", None, id="block"),
         pytest.param("delayed", None, id="delayed"),
         pytest.param("focus", 1000, id="focus, room for all"),
-        pytest.param(
-            "focus",
-            None,
-            id="focus",
-        ),
+        pytest.param("focus", None, id="focus"),
     ],
 )
 @settings(max_examples=15)

@@ -1,7 +1,7 @@
 """Random crowds under random limits: whatever else runs, each request gives what it gives alone.
 
-Under ``decoding="block"``: with delayed caches recomputing KV may change later tokens, and what then
-still holds is in test_schedule_properties.py.
+Under ``decoding="block"``: with delayed caches recomputing KV may change later tokens, and what
+then still holds is in test_schedule_properties.py.
 """
 
 import numpy as np
