@@ -1,20 +1,18 @@
-"""Delayed cache and eviction in the engine: what stays exact, what is saved, what always holds."""
+"""Delayed cache and eviction in the engine: what stays exact, what is saved.
+
+What holds on every schedule is in test_focus_properties.py and test_schedule_properties.py.
+"""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from focus_ray.config import EngineConfig
 from focus_ray.engine.engine import Engine
 from focus_ray.engine.outputs import GenerationRequest, RequestStats
 from focus_ray.engine.policy import make_policy
-from focus_ray.engine.runner import Runner
 from focus_ray.sampling import SamplingParams
 
 
@@ -66,14 +64,6 @@ def test_company_changes_no_token(golden_sdar, decoding):
     assert together == alone
 
 
-def test_an_alpha_that_evicts_nothing_is_the_delayed_cache(golden_sdar):
-    delayed, without = run(make_engine(golden_sdar, "delayed"), requests(24))
-    focus, stats = run(make_engine(golden_sdar, "focus", focus_alpha=1000.0), requests(24))
-    assert focus == delayed
-    assert all(s.retained_tokens == s.processed_tokens for s in stats.values())
-    assert all(s.processed_tokens == without[name].processed_tokens for name, s in stats.items())
-
-
 @pytest.mark.parametrize("decoding", ["delayed", "focus"])
 @pytest.mark.parametrize(
     ("block_length", "share"),
@@ -100,74 +90,6 @@ def test_less_is_computed(golden_sdar, decoding, block_length, share):
     assert per_decoded(whole, "retained_tokens") == per_decoded(whole, "processed_tokens")
     bound = share * per_decoded(whole, "retained_tokens")
     assert per_decoded(less, "retained_tokens") < bound
-
-
-@pytest.mark.parametrize("decoding", ["delayed", "focus"])
-def test_preemption_and_aborts_lose_nothing(golden_sdar, decoding):
-    engine = make_engine(golden_sdar, decoding, num_pages=10, max_model_len=160)
-    items = requests(32)
-    rng = np.random.default_rng(0)
-    for item in items:
-        engine.add(item)
-    lengths: dict[str, int] = {}
-    aborted = set()
-    while engine.has_unfinished():
-        for delta in engine.step():
-            count = lengths.get(delta.request_id, 0) + len(delta.token_ids)
-            lengths[delta.request_id] = count
-        if rng.random() < 0.05 and engine.running_requests:
-            victim = rng.choice(sorted(engine.running_requests))
-            engine.abort(victim)
-            aborted.add(victim)
-    assert engine.load().num_preemptions > 5
-    assert engine.load().free_pages == 10
-    for item in items:
-        if item.request_id not in aborted:
-            assert lengths[item.request_id] == item.params.max_tokens
-
-
-@dataclass
-class Watch:
-    """Every step's sets, as the runner's state sees them."""
-
-    runner: Runner
-
-    def steps(self, engine) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """Decoded before, processed, retained and progress before, per decoding slot."""
-        seen = []
-        policy, advance = self.runner.policy, self.runner.state.advance
-        state = self.runner.state
-
-        def watched(slots_N, token_ids_NB, decoded_NB, kept_NB):
-            before = state.decoded_MB[slots_N].clone(), policy.processing_set(state, slots_N)
-            seen.append((*before, kept_NB.clone(), state.progress_M[slots_N].clone()))
-            advance(slots_N, token_ids_NB, decoded_NB, kept_NB)
-
-        state.advance = watched
-        while engine.has_unfinished():
-            engine.step()
-            yield from seen
-            seen.clear()
-
-
-@pytest.mark.parametrize("alpha", [1.0, 1.5, 3.0])
-def test_invariants_hold_in_every_step(golden_sdar, alpha):
-    engine = make_engine(golden_sdar, "focus", focus_alpha=alpha, num_pages=40, max_model_len=160)
-    for item in requests(24, seed=3):
-        engine.add(item)
-    evicted = 0
-    for decoded_NB, processed_NB, kept_NB, progress_N in Watch(engine._runner).steps(engine):
-        masked_NB = ~decoded_NB
-        assert not (masked_NB & ~processed_NB).any()  # every masked token is taken up
-        assert not (kept_NB & ~processed_NB).any()
-        assert not (processed_NB & decoded_NB & ~kept_NB).any()  # decoded ones always go on
-        assert ((kept_NB & masked_NB).any(1) == masked_NB.any(1)).all()
-        position_B = torch.arange(kept_NB.shape[1], device=kept_NB.device)
-        rightmost_N1 = torch.where(kept_NB & masked_NB, position_B, -1).amax(1, keepdim=True)
-        hole_NB = masked_NB & ~kept_NB & (position_B < rightmost_N1)
-        assert not (hole_NB & (position_B > progress_N[:, None])).any()
-        evicted += int((processed_NB & ~kept_NB).sum())
-    assert evicted > 100
 
 
 def test_one_layer_cannot_compare_two(golden_sdar, tmp_path):
