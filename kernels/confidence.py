@@ -20,6 +20,7 @@ from focus_ray.kernels.noise import exponential_noise, noise_keys, noise_of_toke
 LANES = 512
 GROUP = 8
 NUM_WARPS = 8
+NUM_STAGES = 3  # tiles in flight: few rows leave a multiprocessor to one program, which would wait
 
 _LOWEST = tl.constexpr(torch.finfo(torch.float32).min)
 _TINIEST = tl.constexpr(torch.finfo(torch.float32).tiny)
@@ -81,8 +82,9 @@ def confidence(
     included: a model that would rather keep the mask is unsure. Writing the mask token itself
     would only lose the step, hence it is never chosen.
 
-    A row that holds a NaN, or +inf, has no probabilities: they are NaN. Its token is still one
-    that may be chosen; a NaN counts as the lowest logit.
+    A row that holds a NaN, or nothing above -inf, has no probabilities: they are NaN; one with
+    +inf has none of meaning. The token is still one that may be chosen, and never a NaN's while
+    there is another.
 
     Args:
         logits_RV: ``[R, V]``, any float dtype, unit stride along V; computed in float32.
@@ -129,6 +131,7 @@ def confidence(
             LANES=LANES,
             GROUP=GROUP,
             BLOCK_EXCLUDED=triton.next_power_of_2(num_suppressed + 1),
+            STAGES=NUM_STAGES,
             num_warps=NUM_WARPS,
         )
     return choice
@@ -227,6 +230,7 @@ def _confidence_kernel(
     LANES: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK_EXCLUDED: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     r = tl.program_id(0).to(tl.int64)  # one program per row, which it reads once
     logits_ptr += r * logits_stride_r
@@ -250,6 +254,7 @@ def _confidence_kernel(
                 NUM_SUPPRESSED,
                 LANES,
                 GROUP,
+                STAGES,
                 True,
                 inverse_temperature,
                 first_key,
@@ -264,11 +269,20 @@ def _confidence_kernel(
                 NUM_SUPPRESSED,
                 LANES,
                 GROUP,
+                STAGES,
                 False,
             )
     else:
         token, top, total, cooled_total = _scan_row(
-            logits_ptr, suppressed_ptr, vocab, mask_token_id, NUM_SUPPRESSED, LANES, GROUP, False
+            logits_ptr,
+            suppressed_ptr,
+            vocab,
+            mask_token_id,
+            NUM_SUPPRESSED,
+            LANES,
+            GROUP,
+            STAGES,
+            False,
         )
 
     if token == vocab:  # nothing to choose by: the lowest id that may be chosen
@@ -304,6 +318,7 @@ def _scan_row(
     NUM_SUPPRESSED: tl.constexpr,
     LANES: tl.constexpr,
     GROUP: tl.constexpr,
+    STAGES: tl.constexpr,
     DRAW: tl.constexpr,
     inverse_temperature=1.0,
     first_key=0,
@@ -322,7 +337,7 @@ def _scan_row(
     worst = 0.0 if DRAW else _LOWEST
     best = tl.full((LANES,), worst, tl.float32)
     best_token = tl.zeros((LANES,), tl.int32)
-    for start in range(0, vocab, LANES * GROUP):
+    for start in tl.range(0, vocab, LANES * GROUP, num_stages=STAGES):
         token = start + lane[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
         logit = tl.load(logits_ptr + token, mask=token < vocab, other=-float("inf"))
         barred = token == mask_token_id
