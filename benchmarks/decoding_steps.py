@@ -111,14 +111,11 @@ class Signal:
 
 
 def signal_of(placed: Sequence[PlacedStep]) -> Signal | None:
-    """The statistic over the steps that leave something undecoded and evict nothing.
-
-    What is evicted cannot be decoded, so steps that evict would confirm whatever evicted.
-    """
+    """The statistic over the steps that leave something undecoded; None without deltas."""
     deltas, lefts = [], []
     for item in placed:
         step, decoded = item.step, item.decoded
-        if not step.importance_deltas or None in step.masked_confidences or decoded.all():
+        if not step.importance_deltas or decoded.all():
             continue
         leftness = -torch.arange(len(decoded), dtype=torch.float32)
         deltas.append(area_under_curve(torch.tensor(step.importance_deltas), decoded))

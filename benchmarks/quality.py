@@ -14,6 +14,7 @@ import argparse
 import json
 import math
 import platform
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -149,7 +150,8 @@ def measure(setting: str, tasks: Sequence[Task], args: argparse.Namespace) -> Re
         counts=asdict(counts),
         all_blocks=all_blocks,
         full_blocks=decoding_of(full),
-        signal=signal_of(full),
+        # what is evicted cannot be decoded: the signal would confirm whatever evicted
+        signal=None if counts.evicted_tokens else signal_of(full),
         recall=counts.eviction_recall,
         seconds=seconds,
     )
@@ -223,7 +225,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 150)
     settings = list(args.setting or DEFAULT_SETTINGS)
     if args.block_length:
         settings = [f"{s},block_length={b}" for b in args.block_length for s in settings]

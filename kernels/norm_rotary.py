@@ -77,6 +77,7 @@ def norm_rotary(
             BLOCK_REST=triton.next_power_of_2(head_dim - 2 * half),
             HEADS=HEADS_PER_PROGRAM,
             num_warps=NUM_WARPS,
+            enable_fp_fusion=False,  # LLVM would turn rounded products into bfloat16's fused ones
         )
     return q_out_THd, k_out_TKd
 

@@ -145,7 +145,8 @@ def _rehearse(runner: Runner, max_batched: int, longest: int) -> None:
     """Run a step with every slot decoding and the rest of the token budget in prefill.
 
     Every slot draws, filters and reports alternatives, which takes several times the memory of the
-    logits, and has decoded so much per step that nothing is evicted. All page tables point at one page: the values mean nothing, the memory in use does.
+    logits, and has decoded so much per step that nothing is evicted. All page tables point at one
+    page: the values mean nothing, the memory in use does.
     """
     block_length = runner.state.block_length
     slots_N = np.arange(len(runner.state.block_start_M), dtype=np.int64)

@@ -41,6 +41,7 @@ def make_engine(model, block_length, **overrides):
         "decoding": "block",
         "block_length": block_length,
         "max_model_len": CONTEXT,
+        "kv_cache_memory_bytes": 64 << 20,  # not all of a GPU that other tests use too
     }
     return Engine(EngineConfig(**{**settings, **overrides}))
 
