@@ -44,12 +44,12 @@ def expected_choice(
 ) -> Choice:
     """Row by row in float64; of the noise, the definition is taken."""
     tokens, probabilities, logprobs = [], [], []
-    for r, logit_V in enumerate(logits_RV.double()):
+    for r, logit_V in enumerate(logits_RV.cpu().double()):
         temperature = 0.0 if draw is None else draw.temperature_R[r].item()
         weight_V = (logit_V / (temperature or 1.0)).softmax(0)
         score_V = logit_V.clone()
         if draw is not None and temperature:
-            keys = (part[r : r + 1] for part in (draw.seed_R, draw.position_R, draw.step_R))
+            keys = (part[r : r + 1].cpu() for part in (draw.seed_R, draw.position_R, draw.step_R))
             noise_V = exponential_noise(*keys, len(logit_V))[0].double()
             score_V = logit_V / temperature - noise_V.log()
         score_V[[mask_token_id, *barred]] = -torch.inf
