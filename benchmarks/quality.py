@@ -11,9 +11,11 @@ mode and, after commas, what differs from the defaults: ``threshold``, ``alpha``
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import math
 import platform
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -130,7 +132,12 @@ def measure(setting: str, tasks: Sequence[Task], args: argparse.Namespace) -> Re
     spec = read_spec(resolve_checkpoint(args.model), block_length=fields.get("block_length"))
     started = time.perf_counter()
     with LLM(
-        model=args.model, device=args.device, dtype=args.dtype, record_trace=True, **fields
+        model=args.model,
+        device=args.device,
+        dtype=args.dtype,
+        kv_cache_memory_bytes=args.kv_cache_memory_bytes,
+        record_trace=True,
+        **fields,
     ) as llm:
         params = SamplingParams(max_tokens=args.max_tokens, temperature=0.0)
         outputs = llm.chat([task.messages for task in tasks], params)
@@ -219,7 +226,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--word-problems", type=int, default=300)
     parser.add_argument("--others", type=int, default=30, help="problems of every other kind")
     parser.add_argument("--max-tokens", type=int, default=1024)
-    parser.add_argument("--json", type=Path, help="where the numbers are written")
+    parser.add_argument("--kv-cache-memory-bytes", type=int, help="to share a GPU")
+    parser.add_argument("--json", type=Path, help="written after every setting")
     return parser.parse_args()
 
 
@@ -236,17 +244,22 @@ def main() -> None:
     for setting in settings:
         results.append(measure(setting, tasks, args))
         print_tasks(console, results[-1])
+        if args.json:
+            write_report(args, results)
     print_summary(console, results)
-    if args.json:
-        report = {
-            "model": args.model,
-            "device": _device_name(args.device),
-            "torch": torch.__version__,
-            "settings": [result.as_json() for result in results],
-        }
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(report, indent=2) + "\n")
-        console.print(f"written to {args.json}")
+
+
+def write_report(args: argparse.Namespace, results: Sequence[Result]) -> None:
+    report = {
+        "command": shlex.join(["python", *sys.argv]),
+        "date": datetime.date.today().isoformat(),
+        "model": args.model,
+        "device": _device_name(args.device),
+        "torch": torch.__version__,
+        "settings": [result.as_json() for result in results],
+    }
+    args.json.parent.mkdir(parents=True, exist_ok=True)
+    args.json.write_text(json.dumps(report, indent=2) + "\n")
 
 
 def _device_name(device: str) -> str:
