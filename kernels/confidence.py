@@ -17,10 +17,10 @@ from focus_ray.kernels.noise import exponential_noise, noise_keys, noise_of_toke
 
 # One program per row whatever R is: what a row yields does not depend on the batch, to the last
 # bit. A lane takes GROUP neighbouring ids at once, 16 bytes of half precision.
-LANES = 512
+# Measured on an H100 with 16 to 1800 rows of 151936; tiles read ahead (num_stages) slow it down.
+LANES = 1024
 GROUP = 8
-NUM_WARPS = 8
-NUM_STAGES = 3  # tiles in flight: few rows leave a multiprocessor to one program, which would wait
+NUM_WARPS = 16
 
 _LOWEST = tl.constexpr(torch.finfo(torch.float32).min)
 _TINIEST = tl.constexpr(torch.finfo(torch.float32).tiny)
@@ -131,7 +131,6 @@ def confidence(
             LANES=LANES,
             GROUP=GROUP,
             BLOCK_EXCLUDED=triton.next_power_of_2(num_suppressed + 1),
-            STAGES=NUM_STAGES,
             num_warps=NUM_WARPS,
         )
     return choice
@@ -230,7 +229,6 @@ def _confidence_kernel(
     LANES: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK_EXCLUDED: tl.constexpr,
-    STAGES: tl.constexpr,
 ):
     r = tl.program_id(0).to(tl.int64)  # one program per row, which it reads once
     logits_ptr += r * logits_stride_r
@@ -254,7 +252,6 @@ def _confidence_kernel(
                 NUM_SUPPRESSED,
                 LANES,
                 GROUP,
-                STAGES,
                 True,
                 inverse_temperature,
                 first_key,
@@ -269,7 +266,6 @@ def _confidence_kernel(
                 NUM_SUPPRESSED,
                 LANES,
                 GROUP,
-                STAGES,
                 False,
             )
     else:
@@ -281,7 +277,6 @@ def _confidence_kernel(
             NUM_SUPPRESSED,
             LANES,
             GROUP,
-            STAGES,
             False,
         )
 
@@ -318,7 +313,6 @@ def _scan_row(
     NUM_SUPPRESSED: tl.constexpr,
     LANES: tl.constexpr,
     GROUP: tl.constexpr,
-    STAGES: tl.constexpr,
     DRAW: tl.constexpr,
     inverse_temperature=1.0,
     first_key=0,
@@ -337,7 +331,7 @@ def _scan_row(
     worst = 0.0 if DRAW else _LOWEST
     best = tl.full((LANES,), worst, tl.float32)
     best_token = tl.zeros((LANES,), tl.int32)
-    for start in tl.range(0, vocab, LANES * GROUP, num_stages=STAGES):
+    for start in tl.range(0, vocab, LANES * GROUP, num_stages=1):
         token = start + lane[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
         logit = tl.load(logits_ptr + token, mask=token < vocab, other=-float("inf"))
         barred = token == mask_token_id

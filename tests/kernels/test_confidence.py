@@ -23,7 +23,7 @@ TOLERANCE = {"rtol": 3e-5, "atol": 3e-6}
 VOCABULARIES = [
     pytest.param(2, 3, id="the mask and one token"),
     pytest.param(41, 5, id="an odd vocabulary in one tile"),
-    pytest.param(4096, 3, id="exactly one tile"),
+    pytest.param(8192, 3, id="exactly one tile"),
     pytest.param(10_007, 3, id="the last tile is not full, rows begin anywhere"),
     pytest.param(151_936, 2, id="SDAR"),
 ]
@@ -119,7 +119,7 @@ def test_a_draw_equals_the_formula_in_float64(
 def test_suppressed_ids_count_but_are_not_chosen(drawn: bool, device: torch.device) -> None:
     vocab = 9000
     logits_RV = random_logits(4, vocab)
-    barred = [5, 4096, 8999, 17, 4095]  # of every tile, the first and the last of one among them
+    barred = [5, 8192, 8999, 17, 8191]  # of every tile, the first and the last of one among them
     logits_RV[:, barred] += torch.tensor([9.0, 9.5, 9.9, 9.2, 9.7]) - logits_RV[:, barred] + 10
     logits_RV[:, MASK] = 21.0
     draw = draw_of(4, 0.7, device) if drawn else None
@@ -144,16 +144,16 @@ def test_each_row_has_its_own_temperature_and_suppressed_ids(device: torch.devic
 @pytest.mark.parametrize(
     "ids",
     [
-        pytest.param((4095, 4096), id="last lane of a tile, first lane of the next"),
-        pytest.param((3, 4099), id="one lane in two tiles"),
+        pytest.param((8191, 8192), id="last lane of a tile, first lane of the next"),
+        pytest.param((3, 8195), id="one lane in two tiles"),
         pytest.param((15, 16, 17), id="within a lane's group, and the next lane"),
-        pytest.param((8191, 9, 12_287), id="three tiles, found in another order"),
+        pytest.param((16_383, 9, 18_000), id="three tiles, found in another order"),
     ],
 )
 def test_a_tie_goes_to_the_lowest_id_wherever_it_is_found(
     ids: tuple[int, ...], device: torch.device
 ) -> None:
-    logits_RV = torch.zeros(1, 13_000, device=device)
+    logits_RV = torch.zeros(1, 20_000, device=device)
     logits_RV[:, list(ids)] = 1.0
     assert confidence(logits_RV, MASK).token_R.item() == min(ids)
 
