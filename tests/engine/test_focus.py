@@ -115,7 +115,7 @@ def test_one_layer_cannot_compare_two(golden_sdar, tmp_path):
 @pytest.mark.parametrize("decoding", ["delayed", "focus"])
 @pytest.mark.parametrize("policy", ["delta", "leftmost"])
 def test_company_changes_no_token_whatever_is_attended(golden_sdar, decoding, policy):
-    settings = {"attend_cached": True, "eviction_policy": policy, "enable_prefix_caching": False}
+    settings = {"attend_cached": False, "eviction_policy": policy, "enable_prefix_caching": False}
     engine = make_engine(golden_sdar, decoding, **settings)
     alone = {item.request_id: run(engine, [item])[0][item.request_id] for item in requests(16)}
     together, _ = run(make_engine(golden_sdar, decoding, **settings), requests(16))
