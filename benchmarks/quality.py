@@ -111,7 +111,7 @@ def engine_fields(setting: str) -> dict[str, Any]:
     for part in parts:
         name, _, value = part.partition("=")
         if name not in FIELD_OF_NAME:
-            raise ValueError(f"setting {setting!r}: {name!r} is none of {', '.join(FIELD_OF_NAME)}")
+            raise ValueError(f"{name!r} is none of {', '.join(FIELD_OF_NAME)}")
         fields[FIELD_OF_NAME[name]] = value
     return EngineConfig(**fields).model_dump(include=set(fields))
 
@@ -237,8 +237,11 @@ def main() -> None:
     settings = list(args.setting or DEFAULT_SETTINGS)
     if args.block_length:
         settings = [f"{s},block_length={b}" for b in args.block_length for s in settings]
-    for setting in settings:
-        engine_fields(setting)  # a mistake in the last shall not cost the time of the others
+    for setting in settings:  # a mistake in the last shall not cost the time of the others
+        try:
+            engine_fields(setting)
+        except ValueError as error:
+            sys.exit(f"--setting {setting}: {error}")
     tasks = evaluation_set(args.word_problems, args.others)
     results = []
     for setting in settings:
