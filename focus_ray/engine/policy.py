@@ -91,8 +91,9 @@ class RetainByDelta(DelayedCache):
 class RetainLeftmost(DelayedCache):
     """The same number of masked tokens, the leftmost ones; the others are not computed at all.
 
-    Needs no importance, and knows before the step how many tokens it takes. Everything left of a
-    retained token is decoded or retained itself, so nobody reads KV that was never computed.
+    Needs no importance, and knows before the step how many tokens it takes. A step takes every
+    masked token left of its rightmost one, so whatever stands left of a decoded token went through
+    some step at least once, and nobody reads KV that was never computed.
 
     Args:
         alpha: as in ``RetainByDelta``.

@@ -47,10 +47,11 @@ def resolve_sizes(config: EngineConfig, spec: ModelSpec, device_type: str) -> En
             f"denoising_steps {config.denoising_steps} is above the block length {block_length}; "
             "each step decodes at least one token"
         )
-    if config.decoding == "focus" and spec.num_layers < 2:
+    compares = config.decoding == "focus" and config.eviction_policy == "delta"
+    if compares and spec.num_layers < 2:
         raise ValueError(
-            f"decoding focus compares layers 0 and 1, this model has {spec.num_layers}; use "
-            "decoding delayed or block"
+            f"eviction policy delta compares layers 0 and 1, this model has {spec.num_layers}; use "
+            "leftmost, or decoding delayed or block"
         )
     return EngineSizes(
         block_length=block_length,

@@ -110,6 +110,7 @@ def test_one_layer_cannot_compare_two(golden_sdar, tmp_path):
     with pytest.raises(ValueError, match="layers 0 and 1, this model has 1"):
         make_engine(model, "focus")
     run(make_engine(model, "delayed"), requests(2))
+    run(make_engine(model, "focus", eviction_policy="leftmost"), requests(2))
 
 
 @pytest.mark.parametrize("decoding", ["delayed", "focus"])
@@ -156,9 +157,48 @@ def test_diagnosis_changes_no_token_and_finds_what_was_missed(golden_sdar, polic
     assert 0 < counts.recalled_tokens < counts.decodable_tokens
     assert counts.eviction_recall == counts.recalled_tokens / counts.decodable_tokens
     assert sum(s.decodable_tokens for s in stats.values()) == counts.decodable_tokens
-    nothing = make_engine(golden_sdar, "focus", focus_alpha=1000.0, diagnose_recall_every=3)
-    run(nothing, requests(4))
-    assert nothing.load().eviction_recall == 1.0
+
+
+@pytest.mark.parametrize("attend_cached", [True, False])
+def test_a_diagnosis_beside_a_step_that_evicts_nothing_finds_the_same(golden_sdar, attend_cached):
+    settings = {"attend_cached": attend_cached, "confidence_threshold": 0.9}
+    engine = make_engine(
+        golden_sdar, "focus", **settings, focus_alpha=1000.0, diagnose_recall_every=1
+    )
+    run_step = engine._runner.run
+
+    def run_checked(plan):
+        result = run_step(plan)
+        if len(plan.decode_slots_N):
+            assert (result.decodable_NB <= result.decoded_NB).all()
+        return result
+
+    engine._runner.run = run_checked
+    run(engine, requests(16))
+    counts = engine.load()
+    assert counts.decodable_tokens == counts.recalled_tokens == counts.decoded_tokens
+    assert counts.decoded_tokens > 1.1 * counts.denoising_steps
+
+
+def test_diagnosis_looks_at_every_so_many_steps(golden_sdar):
+    engine = make_engine(golden_sdar, "focus", diagnose_recall_every=3)
+    engine.add(requests(5)[4])
+    diagnosed = []
+    run_step = engine._runner.run
+
+    def run_noted(plan):
+        result = run_step(plan)
+        if len(plan.decode_slots_N):
+            diagnosed.append(result.decodable_NB is not None)
+        return result
+
+    engine._runner.run = run_noted
+    while engine.has_unfinished():
+        engine.step()
+    assert len(diagnosed) > 3
+    first = diagnosed.index(True)
+    assert first < 3
+    assert diagnosed == [(step - first) % 3 == 0 for step in range(len(diagnosed))]
 
 
 @pytest.mark.parametrize(
