@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 from focus_ray.config import EngineConfig
+from focus_ray.engine import runner
 from focus_ray.engine.engine import Engine
 from focus_ray.engine.outputs import GenerationRequest
+from focus_ray.engine.sampler import choose_tokens
 from focus_ray.errors import EngineOverloaded, RequestRejected
 from focus_ray.sampling import MAX_STOP_TOKEN_IDS, RepetitionDetection, SamplingParams
 
@@ -143,6 +145,21 @@ def test_completions_of_one_seed_are_none_of_the_next_seeds(golden_sdar):
     both, _ = run(make_engine(golden_sdar), [request("a", [5, 6, 7], n=2, seed=3, **params)])
     following, _ = run(make_engine(golden_sdar), [request("b", [5, 6, 7], seed=4, **params)])
     assert following["b"] not in both.values()
+
+
+def test_a_draw_knows_its_position_and_its_step(golden_sdar, monkeypatch):
+    drawn = []
+
+    def watch(logits_RV, params, **options):
+        drawn.extend(zip(params.position_R.tolist(), params.step_R.tolist(), strict=True))
+        return choose_tokens(logits_RV, params, **options)
+
+    engine = make_engine(golden_sdar, block_length=4)
+    monkeypatch.setattr(runner, "choose_tokens", watch)
+    run(engine, [request("a", [5, 6, 7], max_tokens=8, temperature=1.0, unmasking="sequential")])
+    second = [(4 + offset, step) for step in range(4) for offset in range(step, 4)]
+    third = [(8 + offset, step) for step in range(3) for offset in range(step, 4)]
+    assert drawn == [(3, 0), *second, *third]  # the prompt leaves one position of the first block
 
 
 def test_as_many_stop_ids_as_allowed_fit_beside_the_checkpoints(golden_sdar):
