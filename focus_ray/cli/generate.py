@@ -25,21 +25,25 @@ from focus_ray.config import EngineConfig
 # Raw text has no end of its own that a model would see.
 RAW_MAX_TOKENS = 256
 
+PromptArgument = Annotated[
+    list[str] | None, typer.Argument(help="The prompt; absent or '-': standard input.")
+]
+FileOption = Annotated[
+    Path | None, typer.Option(exists=True, dir_okay=False, help="Read the prompt from here.")
+]
+RawOption = Annotated[
+    bool, typer.Option("--raw", help="Continue the text as it is, without a chat template.")
+]
+
 
 @light_engine_flags
 @sampling_flags
 def generate(
     engine: EngineConfig,
     sampling: CommandSampling,
-    prompt: Annotated[
-        list[str] | None, typer.Argument(help="The prompt; absent or '-': standard input.")
-    ] = None,
-    file: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="Read the prompt from here.")
-    ] = None,
-    raw: Annotated[
-        bool, typer.Option("--raw", help="Continue the text as it is, without a chat template.")
-    ] = False,
+    prompt: PromptArgument = None,
+    file: FileOption = None,
+    raw: RawOption = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object when the answer is complete.")
     ] = False,

@@ -17,7 +17,14 @@ from focus_ray.cli.engine_flags import (
     located,
     sampling_flags,
 )
-from focus_ray.cli.generate import RAW_MAX_TOKENS, conversation, read_prompt
+from focus_ray.cli.generate import (
+    RAW_MAX_TOKENS,
+    FileOption,
+    PromptArgument,
+    RawOption,
+    conversation,
+    read_prompt,
+)
 from focus_ray.cli.trace_picture import draw
 from focus_ray.cli.trace_records import Trace, TraceHeader, trace_of
 from focus_ray.config import DEFAULT_MODEL, EngineConfig
@@ -34,15 +41,9 @@ SHOWN = ("temperature", "seed", "unmasking", "confidence_threshold", "denoising_
 def trace(
     engine: EngineConfig,
     sampling: CommandSampling,
-    prompt: Annotated[
-        list[str] | None, typer.Argument(help="The prompt; absent or '-': standard input.")
-    ] = None,
-    file: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="Read the prompt from here.")
-    ] = None,
-    raw: Annotated[
-        bool, typer.Option("--raw", help="Continue the text as it is, without a chat template.")
-    ] = False,
+    prompt: PromptArgument = None,
+    file: FileOption = None,
+    raw: RawOption = False,
     output: Annotated[
         Path | None,
         typer.Option(help="JSONL file; '-': standard output, as without --output and --picture."),
