@@ -162,6 +162,14 @@ def test_a_draw_knows_its_position_and_its_step(golden_sdar, monkeypatch):
     assert drawn == [(3, 0), *second, *third]  # the prompt leaves one position of the first block
 
 
+def test_the_first_steps_of_a_block_take_what_does_not_divide(golden_sdar):
+    params = {"max_tokens": 32, "unmasking": "low_confidence_static", "denoising_steps": 6}
+    engine = make_engine(golden_sdar, record_trace=True)
+    _, last = run(engine, [request("a", range(5, 21), **params)])
+    decoded = [len(step.positions) for step in last["a"].trace if not step.is_commit]
+    assert decoded == [3, 3, 3, 3, 2, 2] * 2
+
+
 def test_as_many_stop_ids_as_allowed_fit_beside_the_checkpoints(golden_sdar):
     stops = list(range(10, 10 + MAX_STOP_TOKEN_IDS))
     item = request("a", [5], min_tokens=10, stop_token_ids=stops, ignore_eos=False, max_tokens=20)

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from focus_ray.config import EngineConfig
+from focus_ray.engine import runner
 from focus_ray.engine.engine import Engine
 from focus_ray.engine.outputs import GenerationRequest, RequestStats
 from focus_ray.engine.policy import make_policy
+from focus_ray.engine.sampler import choose_tokens
 from focus_ray.sampling import SamplingParams
 
 
@@ -142,6 +144,24 @@ def test_the_leftmost_policy_computes_nothing_it_evicts(golden_sdar):
     counts = engine.load()
     assert counts.processed_tokens == counts.retained_tokens
     assert counts.evicted_tokens == sum(len(set(s.masked) - set(s.retained)) for s in steps)
+
+
+@pytest.mark.parametrize("decoding", ["block", "delayed", "focus"])
+def test_the_head_sees_retained_masked_tokens_alone(golden_sdar, monkeypatch, decoding):
+    num_rows = []
+
+    def watch(logits_RV, params, **options):
+        num_rows.append(len(logits_RV))
+        return choose_tokens(logits_RV, params, **options)
+
+    engine = make_engine(golden_sdar, decoding, record_trace=True)
+    monkeypatch.setattr(runner, "choose_tokens", watch)
+    for item in requests(8):
+        engine.add(item)
+    steps = []
+    while engine.has_unfinished():
+        steps += [step for delta in engine.step() for step in delta.trace or ()]
+    assert sum(num_rows) == sum(len(set(step.masked) & set(step.retained)) for step in steps)
 
 
 @pytest.mark.parametrize("policy", ["delta", "leftmost"])
