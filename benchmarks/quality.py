@@ -5,7 +5,8 @@
 
 Every setting answers the same problems, greedily, in one engine of its own. A setting is a decoding
 mode and, after commas, what differs from the defaults: ``threshold``, ``alpha``, ``policy``,
-``block_length``, ``attend_cached``, ``round_importance``, ``recall_every``.
+``block_length``, ``attend_cached``, ``round_importance``, ``recall_every``, ``num_pages`` (few of
+them, so that sequences are preempted and their KV is computed again).
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ FIELD_OF_NAME = {
     "attend_cached": "attend_cached",
     "round_importance": "round_importance",
     "recall_every": "diagnose_recall_every",
+    "num_pages": "num_pages",
 }
 # An alpha of 1000 evicts nothing: decoding is that of the delayed cache, and the importance deltas
 # are there to be compared with what was decoded.
@@ -90,6 +92,7 @@ class Result:
     full_blocks: Decoding | None
     signal: Signal | None
     recall: float | None
+    num_preemptions: int
     seconds: float
 
     def as_json(self) -> dict[str, Any]:
@@ -160,6 +163,7 @@ def measure(setting: str, tasks: Sequence[Task], args: argparse.Namespace) -> Re
         # what is evicted cannot be decoded: the signal would confirm whatever evicted
         signal=None if counts.evicted_tokens else signal_of(full),
         recall=counts.eviction_recall,
+        num_preemptions=sum(output.stats.preemptions for output in outputs),
         seconds=seconds,
     )
 
