@@ -5,12 +5,15 @@ What holds on every schedule is in test_focus_properties.py and test_schedule_pr
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
 from focus_ray.config import EngineConfig
 from focus_ray.engine import runner
+from focus_ray.engine.counting import COUNT_NAMES
 from focus_ray.engine.engine import Engine
 from focus_ray.engine.outputs import GenerationRequest, RequestStats
 from focus_ray.engine.policy import make_policy
@@ -144,6 +147,39 @@ def test_the_leftmost_policy_computes_nothing_it_evicts(golden_sdar):
     counts = engine.load()
     assert counts.processed_tokens == counts.retained_tokens
     assert counts.evicted_tokens == sum(len(set(s.masked) - set(s.retained)) for s in steps)
+
+
+def test_the_budget_follows_what_the_steps_of_the_block_decoded(golden_sdar):
+    settings = {"eviction_policy": "leftmost", "focus_alpha": 1.2, "confidence_threshold": 0.1}
+    engine = make_engine(golden_sdar, "focus", **settings, block_length=64, record_trace=True)
+    engine.add(requests(6)[5])
+    traces = []
+    while engine.has_unfinished():
+        traces += [delta.trace for delta in engine.step() if delta.trace is not None]
+    (trace,) = traces
+    targets = []
+    for start in {step.block_start for step in trace}:
+        decoded: list[int] = []
+        for step in trace:
+            if step.block_start != start or step.is_commit:
+                continue
+            mean = np.float32(sum(decoded) / max(len(decoded), 1))
+            target = math.ceil(max(mean, np.float32(1)) * np.float32(1.2))
+            assert len(set(step.masked) & set(step.retained)) == min(target, len(step.masked))
+            targets.append(target)
+            decoded.append(len(step.positions))
+    assert len(set(targets)) > 2
+
+
+def test_counts_of_requests_add_up_to_those_of_the_engine(golden_sdar):
+    """Slots are taken by one request after the other, and given up by preemption."""
+    crowd = {"max_num_seqs": 3, "num_pages": 8, "diagnose_recall_every": 2}
+    engine = make_engine(golden_sdar, "focus", **crowd)
+    _, stats = run(engine, requests(12))
+    load = engine.load()
+    assert load.num_preemptions == sum(s.preemptions for s in stats.values()) > 0
+    for name in COUNT_NAMES:
+        assert sum(getattr(s, name) for s in stats.values()) == getattr(load, name) > 0
 
 
 @pytest.mark.parametrize("decoding", ["block", "delayed", "focus"])
