@@ -45,7 +45,13 @@ class Batch:
         self.x_TD = torch.arange(num_tokens * WIDTH, device=device).float().view(-1, WIDTH)
         self.layers = [tuple(t.to(device) for t in layer(num_tokens, seed)) for seed in (0, 1)]
 
-    def evict(self, target: int, *, attend_cached: bool = False) -> tuple[Eviction, StepTensors]:
+    def evict(
+        self,
+        target: int,
+        *,
+        attend_cached: bool = False,
+        importance_dtype: torch.dtype = torch.float32,
+    ) -> tuple[Eviction, StepTensors]:
         """Run both layers; residual stream and queries are those of the retained tokens."""
         eviction = Eviction(
             self.processed_NB,
@@ -53,7 +59,7 @@ class Batch:
             torch.full_like(self.block_start_N, target),
             torch.full_like(self.block_start_N, B - 1),
             self.block_start_N,
-            importance_dtype=torch.float32,
+            importance_dtype=importance_dtype,
             attend_cached=attend_cached,
         )
         (q0_THd, k0_TKd), (q1_THd, k1_TKd) = self.layers
@@ -93,6 +99,14 @@ def test_the_change_of_importance_decides(device: torch.device) -> None:
     assert torch.equal(eviction.delta_NB, second_NB - first_NB)
     best_N = torch.where(batch.masked_NB, eviction.delta_NB, -torch.inf).argmax(1)
     assert eviction.kept_NB.gather(1, best_N[:, None]).all()
+
+
+def test_importances_are_rounded_before_they_are_compared(device: torch.device) -> None:
+    batch = Batch(device)
+    eviction, _ = batch.evict(target=1, importance_dtype=torch.bfloat16)
+    masks = (batch.step.row_offsets_S1, batch.processed_NB, batch.masked_NB)
+    first_NB, second_NB = (importance(*layer, *masks).bfloat16().float() for layer in batch.layers)
+    assert torch.equal(eviction.delta_NB, second_NB - first_NB)
 
 
 def test_a_target_that_evicts_nothing_changes_nothing(device: torch.device) -> None:
