@@ -269,3 +269,11 @@ def test_rounding_of_importances_is_a_choice(round_importance, dtype):
         EngineConfig(decoding="focus", round_importance=round_importance), torch.bfloat16
     )
     assert policy.importance_dtype == dtype
+
+
+@pytest.mark.parametrize("decoding", ["block", "delayed"])
+def test_where_nothing_is_evicted_there_is_nothing_to_diagnose(golden_sdar, decoding):
+    engine = make_engine(golden_sdar, decoding, diagnose_recall_every=1)
+    run(engine, requests(2))
+    assert engine.load().decodable_tokens == 0
+    assert engine.load().eviction_recall is None

@@ -19,7 +19,7 @@ from focus_ray.engine.block_state import BlockState
 from focus_ray.engine.decoding import choose_unmasked, quota
 from focus_ray.engine.plan import BlockSnapshot, SlotStart
 from focus_ray.engine.policy import DecodingPolicy, DelayedCache, RetainByDelta, RetainLeftmost
-from focus_ray.kernels.retain import eviction_target
+from focus_ray.kernels.retain import eviction_target, retain_reference
 from focus_ray.models import eviction as eviction_module
 from focus_ray.models.step import StepTensors
 from focus_ray.sampling import SamplingParams, Unmasking
@@ -118,6 +118,7 @@ class Blocks:
         self.blocks_M = torch.zeros(count, dtype=torch.int64)
         self.position_B = torch.arange(block_length)
         self.num_evicted = 0
+        self.drawn: list[Tensor] = []
 
     def _start(self, slot: int) -> SlotStart:
         member, block_length = self.schedule.members[slot], self.schedule.block_length
@@ -202,15 +203,37 @@ class Blocks:
             max_kv_len=1,
         )
         x_TD, q_THd = position_T[:, None].float(), position_T[:, None, None].float()
+        self.drawn = []
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(eviction_module, "importance", self._importance)
             eviction.observe(q_THd, q_THd, step)
             x_RD, _, step_R = eviction.retain(x_TD, q_THd, q_THd, step)
         kept_NB = eviction.kept_NB
+        assert kept_NB.equal(self._chosen(slots_N, processed_NB)), "not what the rules choose"
         assert x_RD[:, 0].equal(kept_NB.nonzero()[:, 1].float()), "the wrong tokens went on"
         limit_N = torch.zeros_like(start_N)
         limit_N[kept_NB.nonzero()[:, 0]] = step_R.kv_limit_T.long()
         return kept_NB, limit_N - start_N
+
+    def _chosen(self, slots_N: Tensor, processed_NB: Tensor) -> Tensor:
+        """What ``retain`` chooses by the importances drawn last and by what was observed."""
+        assert isinstance(self.policy, RetainByDelta)
+        masked_NB = ~self.state.decoded_MB[slots_N]
+        first_mask_N1 = masked_NB.int().argmax(1, keepdim=True)
+        is_behind_NB = ~masked_NB & (self.position_B > first_mask_N1) & masked_NB.any(1)[:, None]
+        computed_NB = self.computed_MB[slots_N]
+        taken_up_again_N = ~computed_NB.any(1) & is_behind_NB.any(1)
+        target_N = self._target(slots_N, masked_NB)
+        chosen = retain_reference(
+            *self.drawn,
+            processed_NB,
+            masked_NB,
+            torch.where(taken_up_again_N, masked_NB.sum(1), target_N),
+            torch.where(computed_NB, self.position_B, -1).amax(1),
+            importance_dtype=self.policy.importance_dtype,
+            attend_cached=self.policy.attend_cached,
+        )
+        return chosen.kept_NB
 
     def _check_kept(
         self,
@@ -302,7 +325,8 @@ class Blocks:
         values_NB = self.rng.integers(levels, size=(num_rows, length)) * (8 / levels)
         unknown_N = np.flatnonzero(self.rng.random(num_rows) < self.schedule.unknown)
         values_NB[unknown_N, self.rng.integers(length, size=len(unknown_N))] = np.nan
-        return torch.from_numpy(values_NB.astype(np.float32))
+        self.drawn.append(torch.from_numpy(values_NB.astype(np.float32)))
+        return self.drawn[-1]
 
     def _uniform(self, *shape: int) -> Tensor:
         return torch.from_numpy(self.rng.random(shape, dtype=np.float32))

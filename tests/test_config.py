@@ -1,0 +1,23 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from focus_ray.config import DEFAULT_CONFIDENCE_THRESHOLD, EngineConfig
+
+PAGE = Path(__file__).parents[1] / "docs" / "focus.md"
+
+
+def test_defaults_of_focus_are_those_of_its_page() -> None:
+    told = dict(re.findall(r"^\| `--([a-z-]+)[^`]*` \| ([^|]+) \|", PAGE.read_text(), re.MULTILINE))
+    assert told.pop("decoding") == "what a step takes up"  # the head of another table
+    assert told.pop("confidence-threshold") == "0.8 under `focus`, else 0.9"
+    assert DEFAULT_CONFIDENCE_THRESHOLD == {"block": 0.9, "delayed": 0.9, "focus": 0.8}
+    assert EngineConfig().decoding == "focus"
+    assert told == {
+        "focus-alpha": str(EngineConfig().focus_alpha),
+        "eviction-policy": f"`{EngineConfig().eviction_policy}`",
+        "attend-cached": "on" if EngineConfig().attend_cached else "off",
+        "round-importance": "on" if EngineConfig().round_importance else "off",
+        "diagnose-recall-every": str(EngineConfig().diagnose_recall_every),
+    }
