@@ -13,6 +13,8 @@ DEFAULT_MODEL = "sdar-tiny"
 Decoding = Literal["block", "delayed", "focus"]
 EvictionPolicy = Literal["delta", "leftmost"]
 
+MAX_BLOCK_LENGTH = 64
+
 DEFAULT_CONFIDENCE_THRESHOLD: dict[Decoding, float] = {"block": 0.9, "delayed": 0.9, "focus": 0.8}
 """The values that FOCUS was published with (arXiv 2601.23278)."""
 
@@ -93,7 +95,9 @@ class EngineConfig(BaseModel):
         "how many of the tokens it would decode were retained; changes no token. 0: never.",
     )
     block_length: PositiveInt | None = Field(
-        None, le=64, description="Tokens per diffusion block; None: what the checkpoint says."
+        None,
+        le=MAX_BLOCK_LENGTH,
+        description="Tokens per diffusion block; None: what the checkpoint says.",
     )
     unmasking: Unmasking = Field("low_confidence_dynamic", description="Default unmasking rule.")
     confidence_threshold: float | None = Field(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-from focus_ray.config import EngineConfig
+from focus_ray.config import MAX_BLOCK_LENGTH, EngineConfig
 from focus_ray.models.spec import ModelSpec
 
 logger = logging.getLogger(__name__)
@@ -36,6 +36,11 @@ def resolve_sizes(config: EngineConfig, spec: ModelSpec, device_type: str) -> En
         ValueError: the configuration does not fit the checkpoint.
     """
     block_length = spec.block_length
+    if block_length > MAX_BLOCK_LENGTH:
+        raise ValueError(
+            f"the checkpoint's block length {block_length} is above {MAX_BLOCK_LENGTH}, the longest "
+            "that this engine decodes; set block_length"
+        )
     page_size = config.page_size or -(-LEAST_PAGE_SIZE // block_length) * block_length
     if page_size % block_length:
         raise ValueError(

@@ -1,4 +1,7 @@
-"""The step that measures memory must be the hungriest a request can cause."""
+"""What does not fit is refused; the step that measures memory is the hungriest there can be."""
+
+import json
+import shutil
 
 import pytest
 
@@ -47,3 +50,13 @@ def test_the_rehearsal_draws_filters_and_reports_in_every_slot(
     assert all_sampled
     assert options["any_sampled"]
     assert options["any_filtered"]
+
+
+def test_a_checkpoint_of_longer_blocks_is_refused_unless_told_otherwise(golden_sdar, tmp_path):
+    folder = shutil.copytree(golden_sdar.path, tmp_path / "long")
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "block_size": 128}))
+    settings = {"model": str(folder), "device": golden_sdar.device, "num_pages": 8}
+    with pytest.raises(ValueError, match="block length 128 is above 64"):
+        assembly.assemble(EngineConfig(**settings))
+    assert assembly.assemble(EngineConfig(**settings, block_length=64)).limits.block_length == 64
