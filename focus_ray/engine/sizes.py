@@ -38,7 +38,7 @@ def resolve_sizes(config: EngineConfig, spec: ModelSpec, device_type: str) -> En
     block_length = spec.block_length
     if block_length > MAX_BLOCK_LENGTH:
         raise ValueError(
-            f"the checkpoint's block length {block_length} is above {MAX_BLOCK_LENGTH}, the longest "
+            f"the checkpoint's block length {block_length} is above {MAX_BLOCK_LENGTH}, the most "
             "that this engine decodes; set block_length"
         )
     page_size = config.page_size or -(-LEAST_PAGE_SIZE // block_length) * block_length
