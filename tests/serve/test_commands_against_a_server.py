@@ -73,6 +73,9 @@ def scripted():
             with connection:
                 connection.recv(2**16)
                 connection.sendall(answer)
+                connection.shutdown(socket.SHUT_WR)
+                while connection.recv(2**16):
+                    pass  # what is left unread at the end would reset the connection
 
         threads.append(threading.Thread(target=run))
         threads[-1].start()
