@@ -180,3 +180,15 @@ def test_one_command_checks_definitions_and_kernels(tmp_path: Path) -> None:
 
 def test_an_empty_directory_fails(conformance: ModuleType, tmp_path: Path) -> None:
     assert conformance.main(["--focus", str(tmp_path), "--backend", "definitions"]) == 1
+
+
+def test_a_broken_golden_file_fails_in_words(
+    conformance: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    golden = (TESTS / "golden" / "focus" / "selection.npz").read_bytes()
+    (tmp_path / "selection.npz").write_bytes(golden[:3000])
+    np.savez(tmp_path / "targets.npz", mask_len=np.zeros(1, np.int32))
+    assert conformance.main(["--focus", str(tmp_path)]) == 1
+    shown = capsys.readouterr().out
+    assert "readable" in shown
+    assert "avg" in shown

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -37,8 +38,14 @@ def check_focus_directory(directory: Path, backend: Backend) -> Report:
     for name, check in checks.items():
         if (directory / name).exists():
             found = True
-            with np.load(directory / name) as arrays:
-                check(report, {key: arrays[key] for key in arrays.files}, backend)
+            try:
+                with (directory / name).open("rb") as file, np.load(file) as arrays:
+                    loaded = {key: arrays[key] for key in arrays.files}
+                check(report, loaded, backend)
+            except (BadZipFile, EOFError, OSError) as error:
+                report.differences.append(Difference(name, "a readable .npz", str(error)))
+            except KeyError as error:
+                report.differences.append(Difference(name, f"an array {error}", "none"))
     if not found:
         report.differences.append(Difference("files", "one of " + ", ".join(checks), "none"))
     return report
