@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from sdar_step import Step
 
+from focus_ray.benchmarks.sdar_step import Step
 from focus_ray.kernels.compact import compact, compact_reference
 from focus_ray.kernels.confidence import Draw, confidence, confidence_reference
 from focus_ray.kernels.fill_kv import fill_kv, fill_kv_reference

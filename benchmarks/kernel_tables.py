@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kernel_times import KernelReport, KernelTime, ProductTime, StepTime
 from rich.console import Console
 from rich.table import Table
+
+from focus_ray.benchmarks.kernel_times import KernelReport, KernelTime, ProductTime, StepTime
 
 EVICTION_TARGET = 0.02
 ATTENTION_TARGET = 0.7

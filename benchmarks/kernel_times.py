@@ -7,10 +7,15 @@ from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn.functional as F
-from kernel_operations import Operation, attention_operation, eviction_operations, operations
-from sdar_step import Shape, Step
-from timing import Ceilings, Timer, measure_ceilings
 
+from focus_ray.benchmarks.kernel_operations import (
+    Operation,
+    attention_operation,
+    eviction_operations,
+    operations,
+)
+from focus_ray.benchmarks.sdar_step import Shape, Step
+from focus_ray.benchmarks.timing import Ceilings, Timer, measure_ceilings
 from focus_ray.kernels.confidence import confidence
 from focus_ray.models.sdar import SdarConfig
 from focus_ray.models.step import StepTensors

@@ -35,11 +35,12 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     import torch
     import triton
-    from kernel_tables import print_report
-    from kernel_times import measure
     from rich.console import Console
-    from sdar_step import QUICK_CONFIG, QUICK_SHAPES, SDAR_8B, SHAPES, Step
-    from timing import Timer
+
+    from focus_ray.benchmarks.kernel_tables import print_report
+    from focus_ray.benchmarks.kernel_times import measure
+    from focus_ray.benchmarks.sdar_step import QUICK_CONFIG, QUICK_SHAPES, SDAR_8B, SHAPES, Step
+    from focus_ray.benchmarks.timing import Timer
 
     args = parse_arguments()
     console = Console(width=None if sys.stdout.isatty() else 120)

@@ -25,11 +25,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from decoding_steps import Decoding, Signal, decoding_of, in_full_blocks, placed_steps, signal_of
 from rich.console import Console
 from rich.table import Table
 
 from focus_ray import LLM, RequestOutput, SamplingParams
+from focus_ray.benchmarks.decoding_steps import (
+    Decoding,
+    Signal,
+    decoding_of,
+    in_full_blocks,
+    placed_steps,
+    signal_of,
+)
 from focus_ray.config import EngineConfig
 from focus_ray.engine.outputs import DecodingCounts
 from focus_ray.models.checkpoint import resolve_checkpoint

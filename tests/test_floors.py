@@ -49,8 +49,11 @@ ROOMS = {
     "focus_ray.config": Room(0, ("ray", *HTTP, *TENSORS, "transformers")),
     "focus_ray.tasks": Room(0, ("ray", *HTTP, *TENSORS, "transformers", "pydantic")),
 }
-# Plain data is one room in three files.
-PLAIN_DATA = ("focus_ray.config", "focus_ray.errors", "focus_ray.sampling")
+# Rooms of several files or folders, under the name of the first.
+ONE_ROOM = (
+    ("focus_ray.config", "focus_ray.errors", "focus_ray.sampling"),
+    ("focus_ray.cli", "focus_ray.benchmarks"),  # ``focus-ray bench`` is the face of the second
+)
 
 
 @dataclass(frozen=True)
@@ -95,8 +98,9 @@ def is_within(target: str, prefix: str) -> bool:
 
 def room_of(module: str) -> str | None:
     """The room a module of ours lives in; None where the table has no place for it."""
-    if any(is_within(module, part) for part in PLAIN_DATA):
-        return PLAIN_DATA[0]
+    for parts in ONE_ROOM:
+        if any(is_within(module, part) for part in parts):
+            return parts[0]
     inner = (room for room in ROOMS if room != "focus_ray" and is_within(module, room))
     return next(inner, "focus_ray" if module == "focus_ray" else None)
 
@@ -156,6 +160,9 @@ def test_every_module_has_a_room() -> None:
         pytest.param("focus_ray.tasks.sorting", "import torch", False, id="tensors in tasks"),
         pytest.param(
             "focus_ray.config", "from focus_ray.sampling import Unmasking", True, id="one room"
+        ),
+        pytest.param(
+            "focus_ray.cli.bench", "import focus_ray.benchmarks.timing", True, id="two folders"
         ),
         pytest.param("focus_ray.models.sdar", "from . import layers", False, id="relative"),
         pytest.param(

@@ -89,6 +89,10 @@ def test_wheel_holds_the_data_files(wheel_names: set[str]) -> None:
     assert {"focus_ray/py.typed"} | bundled <= wheel_names
 
 
+def test_wheel_leaves_recorded_results_in_the_repository(wheel_names: set[str]) -> None:
+    assert not [name for name in wheel_names if name.startswith("focus_ray/benchmarks/results")]
+
+
 def test_wheel_leaves_the_bare_names_alone(wheel_names: set[str]) -> None:
     """A top-level ``kernels`` would stand in for the Hugging Face package of that name."""
     assert {name.split("/")[0] for name in wheel_names if ".dist-info/" not in name} == {

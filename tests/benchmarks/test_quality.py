@@ -1,31 +1,17 @@
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
+from focus_ray.benchmarks import decoding_steps as steps
 from focus_ray.engine.outputs import CompletionOutput, DenoisingStep, RequestOutput
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 BLOCK_LENGTH, MASK, END = 4, 99, 2
-
-
-@pytest.fixture(scope="module")
-def steps() -> ModuleType:
-    """Part of a script, which belongs to no package."""
-    spec = importlib.util.spec_from_file_location(
-        "decoding_steps", BENCHMARKS / "decoding_steps.py"
-    )
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["decoding_steps"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -114,7 +100,7 @@ def answer() -> RequestOutput:
     return RequestOutput("a", None, [11, 12, 13, 14, 15, 16], [output])
 
 
-def test_a_replay_knows_what_stood_in_the_block(steps: ModuleType) -> None:
+def test_a_replay_knows_what_stood_in_the_block() -> None:
     placed = steps.placed_steps(answer(), BLOCK_LENGTH, MASK)
     assert [item.block_ids for item in placed] == [
         (15, 16, MASK, MASK),
@@ -128,14 +114,14 @@ def test_a_replay_knows_what_stood_in_the_block(steps: ModuleType) -> None:
     assert placed[3].decoded.tolist() == [False, True, False]
 
 
-def test_full_blocks_hold_neither_prompt_nor_end(steps: ModuleType) -> None:
+def test_full_blocks_hold_neither_prompt_nor_end() -> None:
     placed = steps.placed_steps(answer(), BLOCK_LENGTH, MASK)
     assert steps.in_full_blocks(placed, BLOCK_LENGTH, frozenset({END})) == placed[2:6]
     unended = steps.in_full_blocks(placed, BLOCK_LENGTH, frozenset())
     assert unended == placed[2:6]  # the text stops inside its last block all the same
 
 
-def test_work_is_counted_per_decoded_token_with_the_commit(steps: ModuleType) -> None:
+def test_work_is_counted_per_decoded_token_with_the_commit() -> None:
     placed = steps.placed_steps(answer(), BLOCK_LENGTH, MASK)[2:6]
     found = steps.decoding_of(placed)
     assert (found.num_steps, found.tokens_per_step) == (3, pytest.approx(4 / 3))
@@ -144,7 +130,7 @@ def test_work_is_counted_per_decoded_token_with_the_commit(steps: ModuleType) ->
     assert steps.decoding_of(placed[3:]) is None  # a commit alone is no decoding
 
 
-def test_ranks_count_masked_tokens_from_the_left(steps: ModuleType) -> None:
+def test_ranks_count_masked_tokens_from_the_left() -> None:
     masked = tuple(range(2, 14))
     output = answer()
     long = DenoisingStep(0, masked, masked, masked, (2, 7, 11), (1, 1, 1), (1.0, 1.0, 1.0))
@@ -154,7 +140,7 @@ def test_ranks_count_masked_tokens_from_the_left(steps: ModuleType) -> None:
     assert found.rank_below_8 == pytest.approx(2 / 3)
 
 
-def test_the_signal_is_of_steps_that_leave_something_undecoded(steps: ModuleType) -> None:
+def test_the_signal_is_of_steps_that_leave_something_undecoded() -> None:
     placed = steps.placed_steps(answer(), BLOCK_LENGTH, MASK)
     signal = steps.signal_of(placed[2:6])
     # deltas: a tie, one below and one above; then one below and one above
@@ -163,7 +149,7 @@ def test_the_signal_is_of_steps_that_leave_something_undecoded(steps: ModuleType
     assert steps.signal_of(placed[:2]) is None
 
 
-def test_an_output_without_a_trace_says_how_to_get_one(steps: ModuleType) -> None:
+def test_an_output_without_a_trace_says_how_to_get_one() -> None:
     output = answer()
     output.outputs[0].trace = None
     with pytest.raises(ValueError, match="record_trace=True"):
