@@ -17,8 +17,8 @@ from conformance_report import Difference, Report
 from focus_backend import Arrays, Backend, Block, Selected, from_bits, select
 from torch import Tensor
 
-from focus_ray.engine.decoding import choose_unmasked, quota
-from focus_ray.engine.delayed import after_step, processing_set
+from focus_ray.kernels.delayed_cache import after_step, processing_set
+from focus_ray.kernels.unmasking import choose_unmasked, quota
 
 PLAIN, DELAYED, FOCUS = 0, 1, 2
 

@@ -11,13 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from focus_ray.sampling import Unmasking
-
-STRATEGY_CODES: dict[Unmasking, int] = {
-    "low_confidence_dynamic": 0,
-    "low_confidence_static": 1,
-    "sequential": 2,
-}
+from focus_ray.kernels.slot_words import STRATEGIES
 
 
 def quota(block_length: int, denoising_steps_N: Tensor, step_N: Tensor) -> Tensor:
@@ -26,11 +20,11 @@ def quota(block_length: int, denoising_steps_N: Tensor, step_N: Tensor) -> Tenso
     ``block_length // steps``, one more in the first ``block_length % steps`` steps.
 
     Args:
-        denoising_steps_N: int64, 1 to block_length.
-        step_N: int64, number of this step within the block, from 0.
+        denoising_steps_N: any integer dtype, 1 to block_length.
+        step_N: the same, number of this step within the block, from 0.
 
     Returns:
-        ``[N]`` int64, at least 1.
+        ``[N]``, of the same dtype, at least 1.
     """
     base_N = block_length // denoising_steps_N
     extra_N = step_N < block_length % denoising_steps_N
@@ -51,9 +45,9 @@ def choose_unmasked(
         confidence_NB: float32 probability of each position's chosen token; any value where not
             masked.
         masked_NB: bool.
-        strategy_N: int64, values of ``STRATEGY_CODES``.
+        strategy_N: any integer dtype, index in ``STRATEGIES``.
         threshold_N: float32; dynamic compares strictly.
-        quota_N: int64, at least 1.
+        quota_N: any integer dtype, at least 1.
 
     Returns:
         ``[N, B]`` bool, a subset of ``masked_NB``; at least one in every row that has a mask.
@@ -72,6 +66,6 @@ def choose_unmasked(
     enough_N = above_NB.sum(1) >= quota_N
     dynamic_NB = torch.where(enough_N[:, None], above_NB, best_NB)
 
-    sequential_N1 = (strategy_N == STRATEGY_CODES["sequential"])[:, None]
-    static_N1 = (strategy_N == STRATEGY_CODES["low_confidence_static"])[:, None]
+    sequential_N1 = (strategy_N == STRATEGIES.index("sequential"))[:, None]
+    static_N1 = (strategy_N == STRATEGIES.index("low_confidence_static"))[:, None]
     return torch.where(sequential_N1, window_NB, torch.where(static_N1, best_NB, dynamic_NB))

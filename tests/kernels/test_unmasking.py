@@ -1,14 +1,15 @@
 import pytest
 import torch
 
-from focus_ray.engine.decoding import STRATEGY_CODES, choose_unmasked, quota
+from focus_ray.kernels.slot_words import STRATEGIES
+from focus_ray.kernels.unmasking import choose_unmasked, quota
 
 
 def choose(strategy, confidence, masked, *, threshold=0.9, quota_=1):
     chosen = choose_unmasked(
         torch.tensor([confidence]),
         torch.tensor([masked], dtype=torch.bool),
-        strategy_N=torch.tensor([STRATEGY_CODES[strategy]]),
+        strategy_N=torch.tensor([STRATEGIES.index(strategy)]),
         threshold_N=torch.tensor([threshold]),
         quota_N=torch.tensor([quota_]),
     )

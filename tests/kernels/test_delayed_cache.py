@@ -1,6 +1,6 @@
 import torch
 
-from focus_ray.engine.delayed import after_step, processing_set
+from focus_ray.kernels.delayed_cache import after_step, processing_set
 
 
 def block(*values):
