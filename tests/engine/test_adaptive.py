@@ -1,0 +1,291 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from random import Random
+
+import pytest
+
+from focus_ray.engine.adaptive import (
+    LEAST_STAY_STEPS,
+    PRIOR,
+    SETTLING_STEPS,
+    TRIAL_PAUSE_STEPS,
+    EvictionChooser,
+    Rates,
+    StepCosts,
+    interpolate,
+    saturation_tokens,
+)
+
+GRID = (1, 16, 64, 256, 512, 1024, 2048, 4096, 8192, 16384)
+LAYERS = 36
+BLOCK_LENGTH = 32
+
+
+def costs(floor_s: float, per_token_s: float, choosing_s: float = 0.0) -> StepCosts:
+    """A step takes at least ``floor_s``, or so much per token; 2 of 36 layers are its head."""
+
+    def curve(layers: int, extra_s: float) -> list[tuple[int, float]]:
+        share = layers / LAYERS
+        return [(n, share * max(floor_s, n * per_token_s) + extra_s) for n in GRID]
+
+    return StepCosts(curve(2, choosing_s), curve(2, 0.0), curve(LAYERS - 2, 0.0))
+
+
+# 8 B parameters on one H100: the weights take 6 ms to read, a token 0.02 ms to compute.
+GPU = costs(6e-3, 20e-6, choosing_s=1e-4)
+FLAT = costs(6e-3, 1e-12, choosing_s=1e-4)
+PROPORTIONAL = costs(1e-9, 20e-6)
+
+
+@dataclass
+class Simulated:
+    """What a run decoded, how long that took, and what was chosen."""
+
+    choices: list[bool]
+    decoded: float
+    seconds: float
+
+    @property
+    def speed(self) -> float:
+        return self.decoded / self.seconds
+
+    @property
+    def num_changes(self) -> int:
+        return sum(a is not b for a, b in pairwise(self.choices))
+
+    def share_evicting(self, start: int = 0) -> float:
+        choices = self.choices[start:]
+        return sum(choices) / len(choices)
+
+
+def simulate(
+    true_costs: StepCosts,
+    num_slots: Sequence[int],
+    rates: Callable[[int], dict[bool, Rates]] = lambda step: PRIOR,
+    *,
+    always: bool | None = None,
+    noise: float = 0.3,
+    num_prefill: int = 0,
+) -> Simulated:
+    """Run a chooser, or always one way, on an engine whose sequences decode at ``rates``.
+
+    Results come one step late. The rates take on those of a new way within ten steps.
+    """
+    random = Random(0)
+    chooser = EvictionChooser(true_costs)
+    current = rates(0)[False]
+    seen: list[dict[str, int]] = []
+    run = Simulated([], 0.0, 0.0)
+    for step, slots in enumerate(num_slots):
+        spread = 1.0 + random.gauss(0.0, noise) / slots**0.5
+        processed = max(1, round(current.processed * slots * max(0.3, spread)))
+        total = processed + num_prefill
+        evicts = chooser.choose(num_processed=total, num_prefill=num_prefill, num_slots=slots)
+        if always is not None:
+            evicts = always
+        current = current.towards(rates(step)[evicts], 0.3)
+        retained = round(processed * rates(step)[True].retained) if evicts else processed
+        decoded = max(1, round(current.decoded * slots * max(0.3, random.gauss(1.0, noise))))
+        if seen:
+            chooser.observe(**seen.pop())  # type: ignore[arg-type]
+        seen.append(
+            {
+                "evicted": evicts,
+                "num_slots": slots,
+                "num_processed": total,
+                "num_retained": retained + num_prefill,
+                "num_prefill": num_prefill,
+                "num_decoded": decoded,
+            }
+        )
+        run.choices.append(evicts)
+        run.decoded += decoded
+        if evicts:
+            run.seconds += true_costs.evicting(total, retained + num_prefill)
+        else:
+            run.seconds += true_costs.plain(total)
+    return run
+
+
+def static(decoded: float) -> dict[bool, Rates]:
+    """As many tokens a step, whoever is evicted."""
+    plain, evicting = PRIOR[False], PRIOR[True]
+    return {
+        False: Rates(decoded, plain.processed, plain.retained),
+        True: Rates(decoded, evicting.processed, evicting.retained),
+    }
+
+
+@pytest.mark.parametrize("num_prefill", [0, 500])
+def test_where_time_goes_with_tokens_it_evicts(num_prefill: int) -> None:
+    run = simulate(PROPORTIONAL, [256] * 600, num_prefill=num_prefill)
+    assert run.share_evicting() > 0.9
+
+
+@pytest.mark.parametrize("slots", [1, 8, 256])
+def test_where_time_does_not_depend_on_tokens_it_never_evicts(slots: int) -> None:
+    assert simulate(FLAT, [slots] * 5000).share_evicting() == 0.0
+
+
+@pytest.mark.parametrize(
+    ("slots", "evicts"),
+    [
+        pytest.param(1, False, id="weights are read for a few tokens"),
+        pytest.param(8, False, id="still memory-bound with all tokens"),
+        pytest.param(64, True, id="computes with all tokens"),
+        pytest.param(256, True, id="computes with the retained ones"),
+    ],
+)
+def test_a_batch_decides_from_its_first_steps(slots: int, evicts: bool) -> None:
+    run = simulate(GPU, [slots] * 40)
+    assert run.choices[LEAST_STAY_STEPS + 1 :] == [evicts] * (40 - LEAST_STAY_STEPS - 1)
+    assert run.num_changes <= 1
+
+
+@pytest.mark.parametrize("slots", [1, 4, 8, 12, 16, 20, 24, 32, 64, 256])
+@pytest.mark.parametrize("decoded", [None, 2.0], ids=["dynamic", "static"])
+def test_it_is_never_noticeably_slower_than_the_better_way(
+    slots: int, decoded: float | None
+) -> None:
+    rates = PRIOR if decoded is None else static(decoded)
+    steps = [slots] * 6000
+    speeds = {way: simulate(GPU, steps, lambda _: rates, always=way).speed for way in (True, False)}
+    # Within the margin of a change the better way is not worth one; a trial may cost 0.5 %.
+    least = max(max(speeds.values()) * 0.94, min(speeds.values()) * 0.99)
+    if max(speeds.values()) > 1.1 * min(speeds.values()):
+        least = max(speeds.values()) * 0.97
+    assert simulate(GPU, steps, lambda _: rates).speed > least
+
+
+def test_a_fixed_decoding_rate_is_found_out_by_trials() -> None:
+    # By the assumed ratio eviction would lose a fifth here; decoding as much, it gains.
+    device = costs(6e-3, 20e-6)
+    slots = 16
+    tokens = PRIOR[False].processed * slots
+    assert device.plain(tokens) / device.evicting(tokens, tokens * 0.4) > 1.05
+    run = simulate(device, [slots] * 6000, lambda _: static(2.0))
+    assert not any(run.choices[:TRIAL_PAUSE_STEPS])
+    assert run.share_evicting(start=4000) > 0.95
+
+
+def test_near_break_even_it_does_not_flap() -> None:
+    plain, evicting = PRIOR[False], PRIOR[True]
+    slots = 64
+    tokens = slots * plain.processed
+    wanted = PROPORTIONAL.plain(tokens) * evicting.decoded / plain.decoded
+    kept = PROPORTIONAL.evicting(
+        slots * evicting.processed, slots * evicting.processed * evicting.retained
+    )
+    even = costs(1e-9, 20e-6, choosing_s=wanted - kept)
+    run = simulate(even, [slots] * 8000)
+    assert run.num_changes <= 2 * 8000 / TRIAL_PAUSE_STEPS
+    best = max(simulate(even, [slots] * 8000, always=way).speed for way in (True, False))
+    assert run.speed > 0.98 * best
+
+
+def test_a_change_of_concurrency_is_followed_within_some_tens_of_steps() -> None:
+    stay = 400
+    run = simulate(GPU, [1] * stay + [256] * stay + [1] * stay)
+    for start, evicts in ((0, False), (stay, True), (2 * stay, False)):
+        settled = run.choices[start + 40 : start + 200]
+        assert settled == [evicts] * len(settled)
+
+
+def test_texts_that_decode_faster_do_not_turn_the_choice() -> None:
+    def rates(step: int) -> dict[bool, Rates]:
+        pace = 1.0 if step < 1000 else 2.5
+        return {
+            way: Rates(prior.decoded * pace, prior.processed, prior.retained)
+            for way, prior in PRIOR.items()
+        }
+
+    run = simulate(GPU, [256] * 2000, rates)
+    assert run.share_evicting(start=900) > 0.9
+
+
+def test_what_was_learned_is_learned_anew_when_it_no_longer_holds() -> None:
+    def rates(step: int) -> dict[bool, Rates]:
+        return PRIOR if step < 2000 else static(3.8)
+
+    run = simulate(GPU, [16] * 9000, rates)
+    before, after = run.choices[1000:2000], run.choices[7000:]
+    assert sum(before) < 0.1 * len(before)
+    assert sum(after) > 0.9 * len(after)
+
+
+def test_a_trial_costs_what_it_may() -> None:
+    slots, num_steps = 16, 20000
+    run = simulate(GPU, [slots] * num_steps)
+    assert 0 < run.share_evicting() < 0.2
+    assert run.speed > 0.99 * simulate(GPU, [slots] * num_steps, always=False).speed
+
+
+def test_steps_of_prefill_alone_change_nothing() -> None:
+    chooser, undisturbed = EvictionChooser(GPU), EvictionChooser(GPU)
+    for _ in range(100):
+        chooser.choose(num_processed=4096, num_prefill=4096, num_slots=0)
+        chooser.observe(
+            evicted=False,
+            num_slots=0,
+            num_processed=4096,
+            num_retained=4096,
+            num_prefill=4096,
+            num_decoded=0,
+        )
+        sizes = {"num_processed": 256 * 22, "num_prefill": 0, "num_slots": 256}
+        assert chooser.choose(**sizes) is undisturbed.choose(**sizes)
+
+
+def test_the_first_steps_after_a_change_teach_nothing() -> None:
+    chooser = EvictionChooser(GPU)
+    sizes = {"num_slots": 8, "num_processed": 160, "num_retained": 160, "num_prefill": 0}
+    for _ in range(50):
+        chooser.observe(evicted=False, num_decoded=30, **sizes)
+    before = chooser.gain(20.0, 8)
+    for _ in range(SETTLING_STEPS):
+        chooser.observe(evicted=True, num_decoded=800, **sizes)
+    assert chooser.gain(20.0, 8) == pytest.approx(before)
+    chooser.observe(evicted=True, num_decoded=800, **sizes)
+    assert chooser.gain(20.0, 8) > 1.5 * before
+
+
+def test_equal_inputs_give_equal_choices() -> None:
+    steps = [1] * 300 + [40] * 700
+    assert simulate(GPU, steps).choices == simulate(GPU, steps).choices
+
+
+def test_costs_between_before_and_behind_the_measured_points() -> None:
+    curve = [(10, 1.0), (20, 3.0)]
+    assert [interpolate(curve, n) for n in (1, 10, 15, 20, 40)] == [1.0, 1.0, 2.0, 3.0, 6.0]
+    measured = StepCosts(evicting_head=[(10, 5.0)], plain_head=[(10, 2.0)], tail=curve)
+    assert measured.evicting(10, 15) == 7.0
+    assert measured.plain(15) == 3.0 + 2.0
+
+
+@pytest.mark.parametrize(
+    "curve",
+    [
+        pytest.param([], id="empty"),
+        pytest.param([(2, 1.0), (2, 1.0)], id="twice the same count"),
+        pytest.param([(2, 1.0), (1, 1.0)], id="descending"),
+        pytest.param([(0, 1.0)], id="no tokens"),
+        pytest.param([(1, 0.0)], id="no time"),
+    ],
+)
+def test_curves_that_cannot_be_measurements_are_refused(curve: list[tuple[int, float]]) -> None:
+    with pytest.raises(ValueError, match="tail must be points"):
+        StepCosts(evicting_head=[(1, 1.0)], plain_head=[(1, 1.0)], tail=curve)
+
+
+def test_saturation_is_where_nine_tenths_of_the_best_rate_are_reached() -> None:
+    # Seconds 1 up to 100 tokens, then in proportion: the rate is 90 at 90 tokens.
+    points = [(1, 0.5), (100, 0.5), (1000, 5.0)]
+    assert saturation_tokens(StepCosts(points, points, points)) == 90
+    # Never saturated: the largest measured count has the best rate, all to 9/10 of it.
+    flat = [(1, 1.0), (1000, 1.0)]
+    assert saturation_tokens(StepCosts(flat, flat, flat)) == 900
+    # Proportional from the start.
+    assert saturation_tokens(PROPORTIONAL) == 1
