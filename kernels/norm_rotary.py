@@ -167,12 +167,13 @@ def _norm_rotary_kernel(
     cos_ptr = table_ptr + tl.load(positions_ptr + t) * (2 * HALF)
     q_tiles = tl.cdiv(num_heads, HEADS)
     if tile < q_tiles:
-        _norm_rotate_heads(
+        norm_rotate_heads(
             q_ptr + t * q_stride_t,
             q_stride_h,
             q_weight_ptr,
             cos_ptr,
             q_out_ptr + t * num_heads * HEAD_DIM,
+            None,
             tile * HEADS,
             num_heads,
             eps,
@@ -183,12 +184,13 @@ def _norm_rotary_kernel(
             HEADS,
         )
     else:
-        _norm_rotate_heads(
+        norm_rotate_heads(
             k_ptr + t * k_stride_t,
             k_stride_h,
             k_weight_ptr,
             cos_ptr,
             k_out_ptr + t * num_kv_heads * HEAD_DIM,
+            None,
             (tile - q_tiles) * HEADS,
             num_kv_heads,
             eps,
@@ -201,12 +203,13 @@ def _norm_rotary_kernel(
 
 
 @triton.jit
-def _norm_rotate_heads(
+def norm_rotate_heads(
     x_ptr,
     x_stride_h,
     weight_ptr,
     cos_ptr,
     out_ptr,
+    copy_ptr,
     first_head,
     num_heads,
     eps,
@@ -216,7 +219,10 @@ def _norm_rotate_heads(
     BLOCK_REST: tl.constexpr,
     HEADS: tl.constexpr,
 ):
-    """HEADS heads of one token; partners are loaded apart, so a thread holds both of a pair."""
+    """HEADS heads of one token, written to ``out_ptr`` and, unless it is None, to ``copy_ptr``.
+
+    The partners of pairs are loaded apart, so that a thread holds both.
+    """
     head = first_head + tl.arange(0, HEADS)[:, None]
     x_ptr += head * x_stride_h
     out_ptr += head * HEAD_DIM
@@ -246,6 +252,13 @@ def _norm_rotate_heads(
     turned_second = (second * cos).to(dtype).to(tl.float32) + (first * sin).to(dtype).to(tl.float32)
     tl.store(out_ptr + pair, turned_first.to(dtype), mask=inside)
     tl.store(out_ptr + HALF + pair, turned_second.to(dtype), mask=inside)
+    if copy_ptr is not None:
+        copy_ptr += head * HEAD_DIM
+        tl.store(copy_ptr + pair, turned_first.to(dtype), mask=inside)
+        tl.store(copy_ptr + HALF + pair, turned_second.to(dtype), mask=inside)
     if HEAD_DIM > 2 * HALF:
         rest_weight = tl.load(weight_ptr + column, mask=in_rest, other=0.0).to(tl.float32)
-        tl.store(out_ptr + column, (rest * inverse_rms * rest_weight).to(dtype), mask=in_rest)
+        rest = (rest * inverse_rms * rest_weight).to(dtype)
+        tl.store(out_ptr + column, rest, mask=in_rest)
+        if copy_ptr is not None:
+            tl.store(copy_ptr + column, rest, mask=in_rest)

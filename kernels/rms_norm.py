@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from focus_ray.kernels.launch import can_launch
+from focus_ray.kernels.overlap import let_next_begin, overlap_options, wait_for_previous
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -40,7 +41,15 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         rows_RD = x.reshape(-1, width)
         block, num_warps = _row_tile(width)
         _rms_norm_kernel[(len(rows_RD),)](
-            rows_RD, weight, out, rows_RD.stride(0), width, eps, BLOCK_D=block, num_warps=num_warps
+            rows_RD,
+            weight,
+            out,
+            rows_RD.stride(0),
+            width,
+            eps,
+            BLOCK_D=block,
+            num_warps=num_warps,
+            **overlap_options(x.device),
         )
     return out
 
@@ -90,6 +99,7 @@ def add_rms_norm(
             eps,
             BLOCK_D=block,
             num_warps=num_warps,
+            **overlap_options(x_TD.device),
         )
     return normed_TD, sum_TD
 
@@ -128,9 +138,20 @@ def add_rms_norm_reference(
 
 
 @triton.jit
-def _rms_norm_kernel(x_ptr, weight_ptr, out_ptr, x_stride_r, width, eps, BLOCK_D: tl.constexpr):
+def _rms_norm_kernel(
+    x_ptr,
+    weight_ptr,
+    out_ptr,
+    x_stride_r,
+    width,
+    eps,
+    BLOCK_D: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    let_next_begin(OVERLAP)
     r = tl.program_id(0).to(tl.int64)  # one program per row
     column = tl.arange(0, BLOCK_D)
+    wait_for_previous(OVERLAP)
     x = tl.load(x_ptr + r * x_stride_r + column, mask=column < width, other=0.0)
     _store_normed(x, weight_ptr, out_ptr + r * width, column, width, eps)
 
@@ -147,10 +168,13 @@ def _add_rms_norm_kernel(
     width,
     eps,
     BLOCK_D: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
+    let_next_begin(OVERLAP)
     t = tl.program_id(0).to(tl.int64)  # one program per token
     column = tl.arange(0, BLOCK_D)
     inside = column < width
+    wait_for_previous(OVERLAP)
     x = tl.load(x_ptr + t * x_stride_t + column, mask=inside, other=0.0)
     residual = tl.load(residual_ptr + t * residual_stride_t + column, mask=inside, other=0.0)
     total = (x.to(tl.float32) + residual.to(tl.float32)).to(x.dtype)
