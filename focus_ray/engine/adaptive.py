@@ -147,11 +147,10 @@ class Rates:
         return Rates(*(mine + (theirs - mine) * weight for mine, theirs in pairs))
 
 
-# sdar-tiny, blocks of 32, threshold 0.8, alpha 1.5. Only the ratio of one to the other is believed.
-PRIOR = {
-    False: Rates(decoded=3.80, processed=22.1, retained=1.0),
-    True: Rates(decoded=2.60, processed=20.8, retained=8.5 / 20.8),
-}
+# Of sdar-tiny: blocks of 32, threshold 0.8, alpha 1.5. Only the ratios between them are believed.
+PLAIN = Rates(decoded=3.80, processed=22.1, retained=1.0)
+BY_IMPORTANCE = Rates(decoded=2.60, processed=20.8, retained=8.5 / 20.8)
+LEFTMOST = Rates(decoded=1.98, processed=6.1, retained=1.0)
 
 
 class _Observed:
@@ -195,10 +194,12 @@ class EvictionChooser:
 
     Args:
         costs: measured on this device with this model.
+        expected: what evicting does, compared to ``PLAIN``, before anything is known.
     """
 
-    def __init__(self, costs: StepCosts) -> None:
+    def __init__(self, costs: StepCosts, expected: Rates = BY_IMPORTANCE) -> None:
         self.costs = costs
+        self._prior = {False: PLAIN, True: expected}
         self.evicts: bool | None = None
         self._observed = {False: _Observed(), True: _Observed()}
         self._prefill = 0.0
@@ -325,9 +326,9 @@ class EvictionChooser:
         known = self._observed[True].slot_steps > self._observed[False].slot_steps
         anchor = self._observed[known].rates
         if anchor is None:
-            now = replace(PRIOR[False], processed=own_tokens)
-            return now, PRIOR[True].as_if(now, PRIOR[False])
-        guess = PRIOR[not known].as_if(anchor, PRIOR[known])
+            now = replace(PLAIN, processed=own_tokens)
+            return now, self._prior[True].as_if(now, PLAIN)
+        guess = self._prior[not known].as_if(anchor, self._prior[known])
         other = self._observed[not known]
         if (seen := other.rates) is not None:
             if self._when_other_was_seen is not None and known is self._observed_way:

@@ -8,8 +8,10 @@ from random import Random
 import pytest
 
 from focus_ray.engine.adaptive import (
+    BY_IMPORTANCE,
     LEAST_STAY_STEPS,
-    PRIOR,
+    LEFTMOST,
+    PLAIN,
     SETTLING_STEPS,
     TRIAL_PAUSE_STEPS,
     EvictionChooser,
@@ -19,6 +21,7 @@ from focus_ray.engine.adaptive import (
     saturation_tokens,
 )
 
+PRIOR = {False: PLAIN, True: BY_IMPORTANCE}
 GRID = (1, 16, 64, 256, 512, 1024, 2048, 4096, 8192, 16384)
 LAYERS = 36
 BLOCK_LENGTH = 32
@@ -169,6 +172,12 @@ def test_a_fixed_decoding_rate_is_found_out_by_trials() -> None:
     run = simulate(device, [slots] * 6000, lambda _: static(2.0))
     assert not any(run.choices[:TRIAL_PAUSE_STEPS])
     assert run.share_evicting(start=4000) > 0.95
+
+
+def test_what_is_expected_of_eviction_decides_at_first() -> None:
+    sizes = {"num_processed": 24 * 22, "num_prefill": 0, "num_slots": 24}
+    assert EvictionChooser(GPU).choose(**sizes)
+    assert not EvictionChooser(GPU, expected=LEFTMOST).choose(**sizes)
 
 
 def test_near_break_even_it_does_not_flap() -> None:
