@@ -43,7 +43,7 @@ class EngineConfig(BaseModel):
     max_num_batched_tokens: PositiveInt | None = Field(
         None,
         description="Tokens of one step; decoding goes first, prefill takes what is left. "
-        "None: 8192 on a GPU, 1024 on a CPU.",
+        "None: 8192 on a GPU, 1024 on a CPU, and more where max_num_seqs needs it.",
     )
     max_num_waiting: NonNegativeInt = Field(
         4096, description="Sequences that may wait; more are refused as overload."
@@ -84,6 +84,12 @@ class EngineConfig(BaseModel):
         description="delayed, focus: also see decoded tokens right of the rightmost retained one; "
         "off is the published rule, which gives slightly worse answers in more steps.",
     )
+    focus_adaptive: bool | None = Field(
+        None,
+        description="focus: evict only in steps where it is measured to decode more tokens per "
+        "second. A text then depends a little on what else runs; off decides each by itself. "
+        "None: on on a GPU, off on a CPU.",
+    )
     round_importance: bool = Field(
         True,
         description="focus: round importances to the model's dtype before they are compared, as "
@@ -105,6 +111,9 @@ class EngineConfig(BaseModel):
     )
     denoising_steps: PositiveInt | None = Field(
         None, description="Default steps per block; None: block_length, a quota of one."
+    )
+    enforce_eager: bool = Field(
+        False, description="GPU: launch every kernel from Python instead of from CUDA graphs."
     )
     record_trace: bool = Field(
         False, description="Keep every denoising step of every request, for analysis."

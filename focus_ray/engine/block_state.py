@@ -1,6 +1,6 @@
-"""What the device keeps about every running sequence: fixed slots, vectorised changes.
+"""What the device keeps about every running sequence, and how the host's changes reach it.
 
-M slots (``max_num_seqs``), B block length, N slots of a step, P pages per sequence, K stop ids.
+M slots (``max_num_seqs``), B block length, W words per slot, F prefill rows, P pages per sequence.
 """
 
 from __future__ import annotations
@@ -9,136 +9,147 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from focus_ray.engine.decoding import STRATEGY_CODES
-from focus_ray.engine.delayed import after_step
-from focus_ray.engine.plan import PageUpdate, SlotStart
+from focus_ray.engine.plan import PageUpdate, PrefillChunk, SlotStart, StepPlan
+from focus_ray.kernels.slot_words import STRATEGIES, SlotLayout, SlotWords
 
 
 class BlockState:
-    """Arrays over slots: the current block, its progress, and the request's parameters.
+    """Words of all slots, their page tables, and the rows that the next step prefills.
 
-    ``max_stop_token_ids`` is room for a request's own stop ids and the checkpoint's.
-
-    A slot's row means something from ``start`` until the host stops naming the slot; nothing is
-    cleared in between.
+    The host changes it between two steps, with one copy per kind of change; what a step decides
+    changes it on the device. Copies are queued behind the steps that were launched before.
     """
 
     def __init__(
         self,
-        max_num_seqs: int,
-        block_length: int,
+        layout: SlotLayout,
+        num_slots: int,
         pages_per_seq: int,
+        num_prefill_rows: int,
         mask_token_id: int,
-        max_stop_token_ids: int,
         device: torch.device,
     ) -> None:
-        self.block_length = block_length
+        self.layout = layout
         self.mask_token_id = mask_token_id
         self.device = device
+        self.words = SlotWords.allocate(layout, num_slots, device)
+        self.page_table_MP = torch.zeros(num_slots, pages_per_seq, dtype=torch.int32, device=device)
+        # count, slots, starts and ids of the prefill rows side by side: one copy brings all
+        sizes = [1, num_prefill_rows, num_prefill_rows, num_prefill_rows * layout.block_length]
+        self._prefill = torch.zeros(sum(sizes), dtype=torch.int32, device=device)
+        self._host_prefill = torch.zeros(
+            sum(sizes), dtype=torch.int32, pin_memory=device.type == "cuda"
+        )
+        self.num_prefill_1, self.prefill_slot_F, self.prefill_start_F, ids = self._prefill.split(
+            sizes
+        )
+        self.prefill_ids_FB = ids.view(num_prefill_rows, layout.block_length)
 
-        def full(shape: tuple[int, ...], value: float, dtype: torch.dtype) -> Tensor:
-            return torch.full(shape, value, dtype=dtype, device=device)
+    @property
+    def num_slots(self) -> int:
+        return self.words.num_slots
 
-        m = max_num_seqs
-        self.token_ids_MB = full((m, block_length), mask_token_id, torch.int64)
-        self.decoded_MB = full((m, block_length), False, torch.bool)
-        self.block_start_M = full((m,), 0, torch.int64)
-        self.denoising_step_M = full((m,), 0, torch.int64)
-        self.uncached_MB = full((m, block_length), True, torch.bool)
-        self.warm_up_M = full((m,), True, torch.bool)
-        self.progress_M = full((m,), -1, torch.int64)
-        self.decoded_sum_M = full((m,), 0, torch.float32)
-        self.productive_steps_M = full((m,), 0, torch.int64)
-        self.page_table_MP = full((m, pages_per_seq), 0, torch.int32)
+    @property
+    def block_length(self) -> int:
+        return self.layout.block_length
 
-        self.strategy_M = full((m,), 0, torch.int64)
-        self.threshold_M = full((m,), 0, torch.float32)
-        self.denoising_steps_M = full((m,), 1, torch.int64)
-        self.temperature_M = full((m,), 0, torch.float32)
-        self.top_p_M = full((m,), 1, torch.float32)
-        self.top_k_M = full((m,), 0, torch.int64)
-        self.min_p_M = full((m,), 0, torch.float32)
-        self.seed_M = full((m,), 0, torch.int64)
-        self.suppress_before_M = full((m,), 0, torch.int64)
-        self.suppressed_MK = full((m, max_stop_token_ids), mask_token_id, torch.int64)
+    def take(self, plan: StepPlan) -> None:
+        """Make the changes that a step begins with."""
+        if plan.stops:
+            slots_N = self._to_device(np.array(plan.stops, np.int64))
+            self.words.scalar("active")[slots_N] = 0
+        if plan.starts:
+            slots_N = self._to_device(np.array([start.slot for start in plan.starts], np.int64))
+            words_NW = self._to_device(pack_starts(self.layout, plan.starts, self.mask_token_id))
+            self.words.words_MW.index_copy_(0, slots_N, words_NW)
+        self._update_pages(plan.page_updates)
+        self._take_prefill(plan.prefill)
 
-    def start(self, starts: Sequence[SlotStart]) -> None:
-        """Sequences take slots; one copy per array, however many start."""
-        if not starts:
-            return
-        slots_N = self._tensor([s.slot for s in starts], torch.int64)
-        params = [s.params for s in starts]
-
-        def put(array: Tensor, values: object) -> None:
-            array[slots_N] = self._tensor(values, array.dtype)
-
-        put(self.token_ids_MB, np.stack([s.block.token_ids_B for s in starts]))
-        put(self.decoded_MB, np.stack([s.block.decoded_B for s in starts]))
-        put(self.block_start_M, [s.block_start for s in starts])
-        put(self.denoising_step_M, [s.block.denoising_step for s in starts])
-        # the KV of a block in progress is not in the pages, whatever was decoded of it
-        self.uncached_MB[slots_N] = True
-        self.warm_up_M[slots_N] = True
-        self.progress_M[slots_N] = -1
-        self.decoded_sum_M[slots_N] = 0.0
-        self.productive_steps_M[slots_N] = 0
-        put(self.strategy_M, [STRATEGY_CODES[p.unmasking] for p in params if p.unmasking])
-        put(self.threshold_M, [p.confidence_threshold for p in params])
-        put(self.denoising_steps_M, [p.denoising_steps for p in params])
-        put(self.temperature_M, [p.temperature for p in params])
-        put(self.top_p_M, [p.top_p for p in params])
-        put(self.top_k_M, [max(p.top_k or 0, 0) for p in params])
-        put(self.min_p_M, [p.min_p for p in params])
-        put(self.seed_M, [s.seed for s in starts])
-        put(self.suppress_before_M, [s.prompt_len + s.params.min_tokens for s in starts])
-        suppressed = np.full((len(starts), self.suppressed_MK.shape[1]), self.mask_token_id)
-        for row, start in zip(suppressed, starts, strict=True):
-            row[: len(start.stop_token_ids)] = start.stop_token_ids
-        put(self.suppressed_MK, suppressed)
-
-    def update_pages(self, updates: Sequence[PageUpdate]) -> None:
-        """Write new entries of page tables, in one scatter."""
+    def _update_pages(self, updates: Sequence[PageUpdate]) -> None:
         if not updates:
             return
-        rows = [update.slot for update in updates for _ in update.pages]
-        columns = [update.first + i for update in updates for i in range(len(update.pages))]
+        width = self.page_table_MP.shape[1]
+        where = [u.slot * width + u.first + i for u in updates for i in range(len(u.pages))]
         pages = [page for update in updates for page in update.pages]
-        where = (self._tensor(rows, torch.int64), self._tensor(columns, torch.int64))
-        self.page_table_MP[where] = self._tensor(pages, torch.int32)
+        changed_2N = self._to_device(np.array([where, pages], np.int64))
+        self.page_table_MP.view(-1).index_copy_(0, changed_2N[0], changed_2N[1].int())
 
-    def advance(
-        self, slots_N: Tensor, token_ids_NB: Tensor, decoded_NB: Tensor, kept_NB: Tensor
-    ) -> None:
-        """Store the blocks after a step; a block that was wholly decoded before it is committed.
+    def _take_prefill(self, chunks: Sequence[PrefillChunk]) -> None:
+        host, num_rows = self._host_prefill.numpy(), len(self.prefill_slot_F)
+        if not chunks and not host[0]:
+            return  # as it was
+        length = self.block_length
+        blocks = [len(chunk.token_ids) // length for chunk in chunks]
+        count = sum(blocks)
+        host[0] = count
+        if chunks:
+            host[1 : 1 + count] = np.repeat([chunk.slot for chunk in chunks], blocks)
+            host[1 + num_rows : 1 + num_rows + count] = np.concatenate(
+                [np.arange(c.start, c.start + len(c.token_ids), length) for c in chunks]
+            )
+            first = 1 + 2 * num_rows
+            host[first : first + count * length] = np.concatenate([c.token_ids for c in chunks])
+        self._prefill.copy_(self._host_prefill, non_blocking=True)
 
-        A committed block makes place for the next one, all masked and nothing of it computed.
+    def _to_device(self, values: NDArray[np.generic]) -> Tensor:
+        tensor = torch.from_numpy(values)
+        if self.device.type != "cuda":
+            return tensor
+        return tensor.pin_memory().to(self.device, non_blocking=True)
 
-        Args:
-            kept_NB: bool, the tokens that went through all layers.
-        """
-        before_NB = self.decoded_MB[slots_N]
-        committed_N = before_NB.all(1)
-        committed_N1 = committed_N[:, None]
-        self.token_ids_MB[slots_N] = token_ids_NB.masked_fill(committed_N1, self.mask_token_id)
-        self.decoded_MB[slots_N] = decoded_NB & ~committed_N1
-        self.block_start_M[slots_N] += committed_N * self.block_length
-        step_N = self.denoising_step_M[slots_N] + 1
-        self.denoising_step_M[slots_N] = step_N.masked_fill(committed_N, 0)
 
-        uncached_NB = after_step(self.uncached_MB[slots_N], before_NB)
-        self.uncached_MB[slots_N] = uncached_NB | committed_N1
-        self.warm_up_M[slots_N] = committed_N
-        position_B = torch.arange(self.block_length, device=self.device)
-        rightmost_N = torch.where(kept_NB, position_B, -1).amax(1)
-        progress_N = torch.maximum(self.progress_M[slots_N], rightmost_N)
-        self.progress_M[slots_N] = progress_N.masked_fill(committed_N, -1)
-        num_decoded_N = (decoded_NB & ~before_NB).sum(1)
-        sum_N = self.decoded_sum_M[slots_N] + num_decoded_N
-        self.decoded_sum_M[slots_N] = sum_N.masked_fill(committed_N, 0.0)
-        productive_N = self.productive_steps_M[slots_N] + (num_decoded_N > 0)
-        self.productive_steps_M[slots_N] = productive_N.masked_fill(committed_N, 0)
+def pack_starts(
+    layout: SlotLayout, starts: Sequence[SlotStart], mask_token_id: int
+) -> NDArray[np.int32]:
+    """``[N, W]``: the words of sequences that begin to decode.
 
-    def _tensor(self, values: object, dtype: torch.dtype) -> Tensor:
-        return torch.as_tensor(np.asarray(values)).to(device=self.device, dtype=dtype)
+    The KV of a block in progress is not in the pages, whatever was decoded of it, so it begins
+    like a new one.
+    """
+    words_NW = np.zeros((len(starts), layout.num_words), np.int32)
+    floats_NW = words_NW.view(np.float32)
+    words_NW[:, layout.array("uncached")] = 1
+    words_NW[:, layout.stop_ids] = mask_token_id
+    for row, start in enumerate(starts):
+        params = start.params
+        assert params.unmasking is not None, "parameters are resolved at admission"
+        words_NW[row, layout.array("token_ids")] = start.block.token_ids_B
+        words_NW[row, layout.array("decoded")] = start.block.decoded_B
+        floats_NW[row, layout.array("logprobs")] = start.block.logprobs_B
+        first_stop = layout.stop_ids.start
+        words_NW[row, first_stop : first_stop + len(start.stop_token_ids)] = start.stop_token_ids
+        seed = start.seed & 0xFFFFFFFFFFFFFFFF
+        integers = {
+            "active": 1,
+            "block_start": start.block_start,
+            "denoising_step": start.block.denoising_step,
+            "warm_up": 1,
+            "progress": -1,
+            "prompt_len": start.prompt_len,
+            "limit": start.prompt_len + (params.max_tokens or 0),
+            "strategy": STRATEGIES.index(params.unmasking),
+            "num_steps": params.denoising_steps,
+            "top_k": max(params.top_k or 0, 0),
+            "seed_low": _signed(seed & 0xFFFFFFFF),
+            "seed_high": _signed(seed >> 32),
+            "suppress_before": start.prompt_len + params.min_tokens,
+        }
+        floats = {
+            "threshold": params.confidence_threshold,
+            "temperature": params.temperature,
+            "top_p": params.top_p,
+            "min_p": params.min_p,
+        }
+        for name, integer in integers.items():
+            words_NW[row, layout.word(name)] = integer
+        for name, number in floats.items():
+            floats_NW[row, layout.word(name)] = number
+    return words_NW
+
+
+def _signed(word: int) -> int:
+    """Of 32 bits, as int32 reads them."""
+    return word - (1 << 32) if word >> 31 else word

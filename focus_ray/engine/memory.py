@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 
@@ -19,7 +19,7 @@ def count_pages(
     *,
     bytes_per_page: int,
     device: torch.device,
-    run_largest_step: Callable[[], None],
+    rehearse: Callable[[], Iterable[Callable[[], None]]],
 ) -> int:
     """Pages of the pool.
 
@@ -28,7 +28,8 @@ def count_pages(
 
     Args:
         bytes_per_page: keys and values of all layers.
-        run_largest_step: runs a forward pass as large as any will be; called on a GPU only.
+        rehearse: yields what runs the parts of a step, each as large as any will be, whose memory
+            is held apart from each other's; called on a GPU only.
 
     Raises:
         ValueError: not one page fits.
@@ -38,7 +39,7 @@ def count_pages(
     if config.kv_cache_memory_bytes is not None:
         available = config.kv_cache_memory_bytes
     elif device.type == "cuda":
-        available = _free_gpu_bytes(config.gpu_memory_utilization, device, run_largest_step)
+        available = _free_gpu_bytes(config.gpu_memory_utilization, device, rehearse)
     else:
         available = CPU_KV_BYTES
     num_pages = available // bytes_per_page
@@ -52,14 +53,23 @@ def count_pages(
 
 
 def _free_gpu_bytes(
-    utilization: float, device: torch.device, run_largest_step: Callable[[], None]
+    utilization: float,
+    device: torch.device,
+    rehearse: Callable[[], Iterable[Callable[[], None]]],
 ) -> int:
     torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    run_largest_step()
-    torch.cuda.synchronize(device)
-    activations = torch.cuda.max_memory_allocated(device) - before
+    idle = torch.cuda.memory_allocated(device)
+    activations = buffers = 0
+    for run in rehearse():
+        buffers = torch.cuda.memory_allocated(device) - idle
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        torch.cuda.synchronize(device)
+        activations += torch.cuda.max_memory_allocated(device) - before
+    activations += buffers
+    del run  # and with it what it ran on
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(device)
     in_use = total - free

@@ -1,6 +1,6 @@
 """What the host tells the device to do in one step, and what the device answers.
 
-NumPy on the host side: N decoding slots, B block length, P prefill blocks, K alternatives.
+NumPy on the host side: M slots, B block length, C counts, K alternatives.
 """
 
 from __future__ import annotations
@@ -25,13 +25,16 @@ class BlockSnapshot:
 
 @dataclass(frozen=True)
 class SlotStart:
-    """A sequence takes a slot: everything the device keeps about it.
+    """A sequence begins to decode in a slot, in the very step: all that the device keeps about it.
+
+    Everything before its block is in the pages, or is prefilled in the same step.
 
     Args:
         block_start: absolute position of the block's first token.
         prompt_len: tokens.
         params: resolved sampling parameters.
-        stop_token_ids: suppressed while fewer than ``params.min_tokens`` tokens can be out.
+        stop_token_ids: end the text; suppressed while fewer than ``params.min_tokens`` tokens can
+            be out.
     """
 
     slot: int
@@ -68,62 +71,95 @@ class PrefillChunk:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """One forward pass: who decodes, who prefills, and what changed since the last one.
+    """One forward pass: what changes before it, and what is prefilled in it.
+
+    Which tokens of which blocks it decodes is the device's business: every active slot takes part,
+    as long as the step's tokens fit.
 
     Args:
-        decode_slots_N: int64, slots whose current block takes a denoising or commit step.
-        max_kv_len: most KV positions any token of the step sees.
+        stops: slots that no longer run, whatever the device thinks; taken before ``starts``.
+        starts: slots that decode from this step on.
         num_top_logprobs: alternatives asked for by any decoding sequence; None for no logprobs.
         any_sampled, any_filtered, any_suppressed: whether a decoding sequence has a temperature
             above 0; a top-k, top-p or min-p; stop tokens that must not come yet.
-        record_deltas: whether changes of importance are to be reported.
+        record_trace: whether the answer must say what each step did token by token.
     """
 
+    stops: list[int] = field(default_factory=list)
     starts: list[SlotStart] = field(default_factory=list)
     page_updates: list[PageUpdate] = field(default_factory=list)
-    decode_slots_N: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     prefill: list[PrefillChunk] = field(default_factory=list)
-    max_kv_len: int = 0
     num_top_logprobs: int | None = None
     any_sampled: bool = False
     any_filtered: bool = False
     any_suppressed: bool = False
-    record_deltas: bool = False
+    record_trace: bool = False
 
     @property
     def num_prefill_tokens(self) -> int:
         return sum(len(chunk.token_ids) for chunk in self.prefill)
 
-    def is_empty(self) -> bool:
-        return not self.prefill and not len(self.decode_slots_N)
+
+@dataclass(frozen=True)
+class StepTrace:
+    """What one step did, by slot; rows of slots that took no part mean nothing.
+
+    Positions are those of the block that was current before the step.
+
+    Args:
+        took_part_M: bool.
+        processed_MB, retained_MB: bool, tokens that entered layer 0, and those past layer 1.
+        leftover_MB: bool, tokens of the block before that were processed, and retained, too.
+        confidences_MB: float32, probability of the token that each retained masked position would
+            take.
+        deltas_MB: float32, change of importance of masked tokens; None where nothing was decided
+            by it.
+    """
+
+    took_part_M: NDArray[np.bool_]
+    processed_MB: NDArray[np.bool_]
+    retained_MB: NDArray[np.bool_]
+    leftover_MB: NDArray[np.bool_]
+    confidences_MB: NDArray[np.float32]
+    deltas_MB: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """The blocks of the decoding slots after the step.
+    """All slots after the step. Rows of slots that nobody sits in mean nothing.
 
-    A block whose input was wholly decoded was committed: its row here still holds the committed
-    tokens, all decoded.
+    A block whose last token the step decoded is closed: ``block_start_M`` has moved on by a block,
+    the closed tokens stand in ``closed_ids_MB``, and the current block is all masked. The last
+    block of a text is not closed: its slot turns inactive instead.
 
     Args:
-        token_ids_NB: int32, mask id where still masked.
-        decoded_NB: bool.
-        confidences_NB: float32, probability under which a token newly decoded was chosen.
-        logprobs_NB: float32, log probability of a token newly decoded at temperature 1.
-        processed_NB, retained_NB: bool, tokens that entered layer 0, and those past layer 1.
-        top_ids_NBK, top_logprobs_NBK: best alternatives at each masked position, when asked for.
-        deltas_NB: float32, change of importance of masked tokens; only for traces, and only where
-            it decided.
-        decodable_NB: bool, what the step would have decoded without eviction; only when diagnosed.
+        active_M: bool, false once the text is final: a stop id or the limit is behind its
+            contiguous decoded tokens.
+        block_start_M: int32.
+        token_ids_MB: int32, mask id where still masked.
+        decoded_MB: bool.
+        logprobs_MB: float32, log probability at temperature 1 of tokens decoded in a step.
+        closed_ids_MB, closed_logprobs_MB: the same of the block before; valid only in the step
+            that closed it.
+        denoising_step_M: int32, steps of the current block so far.
+        counts_MC: int32, all that each sequence did since it took its slot, in the order of
+            ``COUNTS`` of ``focus_ray.kernels.slot_words``.
+        num_tokens: processed in the step, prefill and leftovers included; 0 where nobody ran.
+        top_ids_MBK, top_logprobs_MBK: best alternatives at each position that was masked and
+            retained, when asked for; of the block before the step.
+        trace: when asked for.
     """
 
-    token_ids_NB: NDArray[np.int32]
-    decoded_NB: NDArray[np.bool_]
-    confidences_NB: NDArray[np.float32]
-    logprobs_NB: NDArray[np.float32]
-    processed_NB: NDArray[np.bool_]
-    retained_NB: NDArray[np.bool_]
-    top_ids_NBK: NDArray[np.int64] | None = None
-    top_logprobs_NBK: NDArray[np.float32] | None = None
-    deltas_NB: NDArray[np.float32] | None = None
-    decodable_NB: NDArray[np.bool_] | None = None
+    active_M: NDArray[np.bool_]
+    block_start_M: NDArray[np.int32]
+    token_ids_MB: NDArray[np.int32]
+    decoded_MB: NDArray[np.bool_]
+    logprobs_MB: NDArray[np.float32]
+    closed_ids_MB: NDArray[np.int32]
+    closed_logprobs_MB: NDArray[np.float32]
+    denoising_step_M: NDArray[np.int32]
+    counts_MC: NDArray[np.int32]
+    num_tokens: int
+    top_ids_MBK: NDArray[np.int64] | None = None
+    top_logprobs_MBK: NDArray[np.float32] | None = None
+    trace: StepTrace | None = None

@@ -14,18 +14,27 @@ LEAST_PAGE_SIZE = 32
 BATCHED_TOKENS = {"cuda": 8192, "cpu": 1024}
 """Default tokens of a step: enough to fill a GPU; on a CPU, a step of about a second at most."""
 
+LEAST_PREFILL_TOKENS = {"cuda": 2048, "cpu": 0}
+"""Room for prefill, by default, beside as many decoding sequences as there can be."""
+
 
 @dataclass(frozen=True)
 class EngineSizes:
     """All in tokens.
 
     Args:
+        max_num_batched_tokens: what a step aims at; prefill takes what decoding leaves.
+        max_step_tokens: what a step can hold: whatever it aims at, every sequence decodes in it,
+            with room for what an eighth of them have left over from their last block.
+        max_prefill_rows: blocks; two more, of one sequence, still fit into the step.
         longest: prompt plus output of one sequence, before it is known how many pages there are.
     """
 
     block_length: int
     page_size: int
     max_num_batched_tokens: int
+    max_step_tokens: int
+    max_prefill_rows: int
     longest: int
 
 
@@ -58,10 +67,18 @@ def resolve_sizes(config: EngineConfig, spec: ModelSpec, device_type: str) -> En
             f"eviction policy delta compares layers 0 and 1, this model has {spec.num_layers}; use "
             "leftmost, or decoding delayed or block"
         )
+    decoding = config.max_num_seqs * block_length
+    decoding += -(-config.max_num_seqs // 8) * block_length
+    batched = config.max_num_batched_tokens or max(
+        BATCHED_TOKENS[device_type], decoding + LEAST_PREFILL_TOKENS[device_type]
+    )
+    blocks = -(-max(batched, decoding + block_length, 3 * block_length) // block_length)
     return EngineSizes(
         block_length=block_length,
         page_size=page_size,
-        max_num_batched_tokens=config.max_num_batched_tokens or BATCHED_TOKENS[device_type],
+        max_num_batched_tokens=batched,
+        max_step_tokens=blocks * block_length,
+        max_prefill_rows=blocks - 2,
         longest=_longest(config, spec),
     )
 

@@ -1,0 +1,101 @@
+"""A runner with everything it needs on its device: pages, slots, buffers, parts of a step."""
+
+from __future__ import annotations
+
+import torch
+
+from focus_ray.config import EngineConfig
+from focus_ray.engine.adaptive import EvictionChooser
+from focus_ray.engine.block_state import BlockState
+from focus_ray.engine.buckets import token_buckets
+from focus_ray.engine.choosing import Choosing
+from focus_ray.engine.costs import measure_costs
+from focus_ray.engine.cuda_graphs import CudaGraphs
+from focus_ray.engine.passes import Passes
+from focus_ray.engine.plan import StepPlan
+from focus_ray.engine.policy import make_policy
+from focus_ray.engine.runner import Runner
+from focus_ray.engine.sizes import EngineSizes
+from focus_ray.engine.step_parts import StepParts
+from focus_ray.kernels.rows import Rows
+from focus_ray.kernels.slot_words import SlotLayout
+from focus_ray.models.kv_cache import KVCache
+from focus_ray.models.loading import LoadedModel
+from focus_ray.sampling import MAX_LOGPROBS, MAX_STOP_TOKEN_IDS
+
+EVERY_WISH = StepPlan(
+    num_top_logprobs=MAX_LOGPROBS, any_sampled=True, any_filtered=True, any_suppressed=True
+)
+"""What takes the most memory when tokens are chosen: several times that of the logits."""
+
+
+def build_runner(
+    config: EngineConfig,
+    loaded: LoadedModel,
+    sizes: EngineSizes,
+    device: torch.device,
+    *,
+    num_pages: int,
+    max_model_len: int,
+) -> Runner:
+    """A runner whose steps are not recorded yet.
+
+    Args:
+        num_pages: pages that sequences can have.
+        max_model_len: tokens of the longest sequence.
+    """
+    spec = loaded.spec
+    policy = make_policy(config, loaded.dtype)
+    cache = KVCache(
+        num_layers=spec.num_layers,
+        num_pages=num_pages,
+        page_size=sizes.page_size,
+        num_kv_heads=spec.num_kv_heads,
+        head_dim=spec.head_dim,
+        dtype=loaded.dtype,
+        device=device,
+    )
+    num_slots, block_length = config.max_num_seqs, spec.block_length
+    state = BlockState(
+        SlotLayout(block_length, MAX_STOP_TOKEN_IDS + len(spec.stop_token_ids)),
+        num_slots,
+        -(-max_model_len // sizes.page_size),
+        sizes.max_prefill_rows,
+        spec.mask_token_id,
+        device,
+    )
+    num_rows = 2 * num_slots + sizes.max_prefill_rows
+    buckets = token_buckets(sizes.max_step_tokens) if device.type == "cuda" else None
+    num_tokens = buckets[-1] if buckets else sizes.max_step_tokens
+    rows = Rows.allocate(num_slots, block_length, num_rows, num_tokens, device)
+    passes = Passes(
+        loaded.model,
+        cache,
+        rows,
+        state.page_table_MP,
+        num_slots=num_slots,
+        max_kv_len=max_model_len,
+        importance_dtype=policy.importance_dtype,
+        attend_cached=policy.rule.attend_cached,
+    )
+    parts = StepParts(
+        passes,
+        Choosing(loaded.model, spec.vocab_size, state, rows),
+        CudaGraphs(device),
+        num_rows=num_rows,
+        buckets=buckets,
+        whole_blocks=policy.rule.whole_blocks,
+    )
+    diagnose_every = config.diagnose_recall_every if config.decoding == "focus" else 0
+    return Runner(state, cache, rows, parts, policy, diagnose_every=diagnose_every)
+
+
+def make_ready(config: EngineConfig, runner: Runner) -> None:
+    """Record the steps of a runner, and measure what they cost where that decides anything."""
+    on_gpu = runner.state.device.type == "cuda"
+    adaptive = on_gpu if config.focus_adaptive is None else config.focus_adaptive
+    adaptive = adaptive and runner.policy.evicts
+    if on_gpu and not config.enforce_eager:
+        runner.record(plain_too=adaptive)
+    if adaptive:
+        runner.chooser = EvictionChooser(measure_costs(runner))

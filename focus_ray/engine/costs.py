@@ -1,0 +1,86 @@
+"""What the parts of a step cost on this device, measured at start-up with made-up sequences."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import torch
+
+from focus_ray.engine.adaptive import StepCosts
+from focus_ray.engine.plan import BlockSnapshot, SlotStart, StepPlan
+from focus_ray.engine.runner import Runner
+from focus_ray.engine.step_parts import PLAIN
+from focus_ray.sampling import SamplingParams
+
+REPEATS = 3
+
+ENOUGH_S = 0.25
+"""A part that takes so long is measured at no larger size."""
+
+
+@torch.inference_mode()
+def measure_costs(runner: Runner) -> StepCosts:
+    """Time head, tail and look with 1, 2, 4, ... sequences that process their whole block.
+
+    Contexts are short: attention to what lies before the block costs the same whether or not a
+    step evicts. Of the tokens that reach the tail, half are taken to be masked.
+    """
+    policy, parts, passes = runner.policy, runner.parts, runner.parts.passes
+    device, num_slots = runner.state.device, runner.state.num_slots
+    evicting: list[tuple[int, float]] = []
+    plain: list[tuple[int, float]] = []
+    tail: list[tuple[int, float]] = []
+    for count in sorted({min(1 << i, num_slots) for i in range(num_slots.bit_length() + 1)}):
+        runner.state.take(StepPlan(starts=[_start(runner, slot) for slot in range(count)]))
+        counted = runner.plan_rows(policy.keeping_all(), 0)
+        tokens = counted.num_tokens
+        size = parts.size(tokens, counted.num_rows)
+        num_masked = tokens // 2
+        if policy.by_importance:
+            runs = partial(parts.head, size, True), partial(passes.compact, size)
+            evicting.append((tokens, sum(_seconds(run, device) for run in runs)))
+        plain.append((tokens, _seconds(partial(parts.head, size, False), device)))
+        runs = partial(parts.tail, size), partial(parts.look, PLAIN, num_masked)
+        tail.append((tokens, sum(_seconds(run, device) for run in runs)))
+        if tail[-1][1] > ENOUGH_S:
+            break
+    runner.state.take(StepPlan(stops=list(range(num_slots))))
+    return StepCosts(evicting or plain, plain, tail)
+
+
+def _start(runner: Runner, slot: int) -> SlotStart:
+    """A sequence at its beginning; all share one page, whose values mean nothing."""
+    length = runner.state.block_length
+    block = BlockSnapshot(
+        np.full(length, runner.state.mask_token_id, np.int32),
+        np.zeros(length, np.bool_),
+        np.zeros(length, np.float32),
+        0,
+    )
+    params = SamplingParams(
+        max_tokens=length,
+        unmasking="low_confidence_dynamic",
+        confidence_threshold=1.0,
+        denoising_steps=length,
+        temperature=0.0,
+        top_p=1.0,
+    )
+    return SlotStart(slot, block, 0, 0, params, 0, ())
+
+
+def _seconds(run: Callable[[], object], device: torch.device) -> float:
+    """Median time of one call, host included, as a step feels it."""
+
+    def once() -> float:
+        started = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - started
+
+    once()
+    return statistics.median(once() for _ in range(REPEATS))
