@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from focus_ray.engine.detokenizer import Detokenizer
+from focus_ray.engine.emission import NewTokens
 from focus_ray.engine.outputs import FinishReason, TokenDelta, TokenLogprob
 from focus_ray.engine.repetition import RepetitionWatch
 from focus_ray.engine.request import Sequence
-from focus_ray.engine.scheduler import NewTokens
 from focus_ray.engine.stop_strings import StopStrings
 from focus_ray.engine.tokenizer import Tokenizer
 

@@ -53,6 +53,7 @@ class Engine:
         self._finished: Counter[str] = Counter({"stop": 0, "length": 0, "abort": 0})
         self._totals: Counter[str] = Counter()
         self._step_s = 0.0
+        self._host_s = 0.0
 
     @property
     def default_params(self) -> SamplingParams:
@@ -104,33 +105,50 @@ class Engine:
         return [self._finish(completion, completion.abort()) for completion in running.values()]
 
     def has_unfinished(self) -> bool:
+        """Whether ``step`` has something to do: requests, or a pass that was not taken up yet."""
         return self._scheduler.has_unfinished()
 
     def step(self) -> list[TokenDelta]:
-        """One forward pass over everything that runs; what became final."""
-        started = time.monotonic()
-        plan = self._scheduler.plan()
-        if plan.is_empty():
-            return []
-        result = self._runner.run(plan)
-        new_tokens = self._scheduler.apply(plan, result)
+        """Launch the next forward pass over everything that runs, then take up the one before it.
 
-        self._totals["steps"] += 1
-        self._totals["prefill_tokens"] += plan.num_prefill_tokens
+        While the device computes the new pass, the host turns what the pass before it found into
+        text, so a result is returned one call after its pass was launched.
+
+        Returns:
+            What became final, at most one delta per completion.
+        """
+        started, waited = time.monotonic(), self._runner.waited_s
+        is_due = self._scheduler.num_in_flight > 0
+        plan = self._scheduler.plan()
+        if plan is not None:
+            self._runner.launch(plan)
+            self._totals["prefill_tokens"] += plan.num_prefill_tokens
+        deltas = self._collect() if is_due else []
+        if is_due or plan is not None:
+            self._took(time.monotonic() - started, self._runner.waited_s - waited)
+        return deltas
+
+    def _collect(self) -> list[TokenDelta]:
+        """Take up the oldest pass in flight."""
+        result = self._runner.collect()
+        self._totals["steps"] += result.num_tokens > 0
         deltas = []
-        for new in new_tokens:
-            completion = self._completions[new.sequence.request_id][new.sequence.index]
+        for new in self._scheduler.apply(result):
+            sequence = new.sequence
+            completion = self._completions[sequence.request_id][sequence.index]
             delta = completion.take(new)
             self._totals["emitted_tokens"] += len(delta.token_ids)
-            if new.sequence.first_token_at is None:
-                new.sequence.first_token_at = time.monotonic()
+            if sequence.first_token_at is None:
+                sequence.first_token_at = time.monotonic()
             if delta.finish_reason is not None:
                 delta = self._finish(completion, delta)
                 self._forget(completion)
             deltas.append(delta)
-        elapsed = time.monotonic() - started
-        self._step_s += (elapsed - self._step_s) * (STEP_TIME_WEIGHT if self._step_s else 1.0)
         return deltas
+
+    def _took(self, elapsed_s: float, waited_s: float) -> None:
+        self._host_s += elapsed_s - waited_s
+        self._step_s += (elapsed_s - self._step_s) * (STEP_TIME_WEIGHT if self._step_s else 1.0)
 
     def load(self) -> EngineLoad:
         """What the engine holds now and has done so far."""
@@ -148,6 +166,7 @@ class Engine:
             num_preemptions=self._scheduler.num_preemptions,
             finished=dict(self._finished),
             step_s=self._step_s,
+            host_s=self._host_s,
             **asdict(self._scheduler.counts),
         )
 

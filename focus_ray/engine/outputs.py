@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from focus_ray.sampling import SamplingParams
 
 FinishReason = Literal["stop", "length", "abort"]
@@ -45,8 +48,10 @@ class DenoisingStep:
     Positions are absolute and ascending; confidences are probabilities in [0, 1].
 
     Args:
-        masked: masked before the step; empty in the step that commits the block.
-        processed: entered layer 0.
+        block_start: of the block that the step decodes from.
+        masked: masked before the step.
+        processed: entered layer 0. Positions left of the block are tokens of the block before that
+            ride along: their KV was not final yet, and is after this step.
         retained: of these, went past layer 1; decoded tokens of the processing set always do.
         positions, token_ids, confidences: what was decoded in the step.
         masked_confidences: of each masked position; None where it was evicted.
@@ -64,9 +69,9 @@ class DenoisingStep:
     importance_deltas: tuple[float, ...] = ()
 
     @property
-    def is_commit(self) -> bool:
-        """Nothing was masked: the pass that makes the block's KV final."""
-        return not self.masked
+    def leftover(self) -> tuple[int, ...]:
+        """Tokens of the block before whose KV the step makes final."""
+        return tuple(position for position in self.processed if position < self.block_start)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +79,9 @@ class DecodingCounts:
     """What decoding computed, in tokens; prefill is not in it.
 
     Args:
-        denoising_steps: steps of a sequence whose block had masks; commits do not count.
-        processed_tokens: entered layer 0, commits included.
-        retained_tokens: went past layer 1, commits included.
+        denoising_steps: steps that a sequence took part in.
+        processed_tokens: entered layer 0, the leftovers of closed blocks included.
+        retained_tokens: went past layer 1, these included.
         evicted_tokens: masked tokens that a step left out, after layer 1 or before layer 0.
         decodable_tokens: in diagnosed steps, what would have been decoded without eviction.
         recalled_tokens: of these, the retained ones.
@@ -89,6 +94,12 @@ class DecodingCounts:
     decoded_tokens: int = 0
     decodable_tokens: int = 0
     recalled_tokens: int = 0
+
+    @classmethod
+    def from_array(cls, count_C: NDArray[np.integer]) -> DecodingCounts:
+        """Counts in the order of the fields, which is the device's, by name."""
+        names = (f.name for f in fields(DecodingCounts))
+        return cls(**dict(zip(names, count_C.tolist(), strict=True)))
 
     def __add__(self, other: DecodingCounts) -> DecodingCounts:
         names = (f.name for f in fields(DecodingCounts))
@@ -189,6 +200,8 @@ class EngineLoad(DecodingCounts):
     """A snapshot of what an engine holds and has done, for health, metrics and routing.
 
     ``num_steps`` are passes of the whole batch; ``denoising_steps`` are summed over sequences.
+    ``step_s`` is the time of a step lately; ``host_s`` is what all steps so far took, less the time
+    in which the host waited for the device.
     """
 
     num_running: int
@@ -203,6 +216,12 @@ class EngineLoad(DecodingCounts):
     num_preemptions: int
     finished: dict[str, int]
     step_s: float
+    host_s: float = 0.0
+
+    @property
+    def host_s_per_step(self) -> float:
+        """Time of the host's own work, per step; 0 without steps."""
+        return self.host_s / self.num_steps if self.num_steps else 0.0
 
     @property
     def kv_usage(self) -> float:

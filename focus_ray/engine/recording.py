@@ -1,4 +1,7 @@
-"""What a step leaves behind for those who asked: alternatives of tokens, and traces."""
+"""What a step leaves behind for those who asked: alternatives of tokens, and traces.
+
+Both are taken while the mirrors still show the blocks as they were before the step.
+"""
 
 from __future__ import annotations
 
@@ -6,46 +9,45 @@ import numpy as np
 from numpy.typing import NDArray
 
 from focus_ray.engine.outputs import DenoisingStep
-from focus_ray.engine.plan import StepPlan, StepResult
-from focus_ray.engine.slots import WANTS_TOP, Slots
+from focus_ray.engine.plan import StepResult
+from focus_ray.engine.slots import WANTS_TOP, BlocksAfter, Slots
 
 
-def record_alternatives(slots: Slots, plan: StepPlan, result: StepResult) -> None:
-    """Keep the best alternatives of newly decoded tokens; before the mirrors move on."""
-    newly_NB = result.decoded_NB & ~slots.decoded_MB[plan.decode_slots_N]
-    num_top_N = slots.wants_M4[plan.decode_slots_N, WANTS_TOP] - 1
-    for row in np.flatnonzero((num_top_N > 0) & newly_NB.any(1)):
-        assert result.top_ids_NBK is not None and result.top_logprobs_NBK is not None
-        slot = plan.decode_slots_N[row]
+def record_alternatives(slots: Slots, after: BlocksAfter, result: StepResult) -> None:
+    """Keep the best alternatives of newly decoded tokens."""
+    num_top_M = slots.wants_M4[:, WANTS_TOP] - 1
+    for slot in np.flatnonzero((num_top_M > 0) & after.newly_MB.any(1)).tolist():
+        assert result.top_ids_MBK is not None and result.top_logprobs_MBK is not None
         sequence, start = slots.sequence(slot), int(slots.block_start_M[slot])
-        for offset in np.flatnonzero(newly_NB[row]).tolist():
-            ids = result.top_ids_NBK[row, offset, : num_top_N[row]].tolist()
-            values = result.top_logprobs_NBK[row, offset, : num_top_N[row]].tolist()
+        for offset in np.flatnonzero(after.newly_MB[slot]).tolist():
+            ids = result.top_ids_MBK[slot, offset, : num_top_M[slot]].tolist()
+            values = result.top_logprobs_MBK[slot, offset, : num_top_M[slot]].tolist()
             sequence.top_logprobs[start + offset] = tuple(zip(ids, values, strict=True))
 
 
-def record_trace(slots: Slots, plan: StepPlan, result: StepResult) -> None:
-    """Append the step to the trace of every decoding sequence; before the mirrors move on."""
-    for row, slot in enumerate(plan.decode_slots_N):
-        decoded_B = slots.decoded_MB[slot]
-        newly_B = result.decoded_NB[row] & ~decoded_B
-        masked_B, retained_B = ~decoded_B, result.retained_NB[row]
+def record_trace(slots: Slots, after: BlocksAfter, result: StepResult) -> None:
+    """Append the step to the trace of every sequence that took part in it."""
+    trace = result.trace
+    assert trace is not None, "a trace was asked for"
+    for slot in np.flatnonzero(after.took_part_M).tolist():
+        newly_B, masked_B = after.newly_MB[slot], ~slots.decoded_MB[slot]
+        retained_B, confidence_B = trace.retained_MB[slot], trace.confidences_MB[slot]
         start = int(slots.block_start_M[slot])
-        confidences = result.confidences_NB[row]
+        leftover = _positions(trace.leftover_MB[slot], start - slots.block_length)
         deltas: tuple[float, ...] = ()
-        if result.deltas_NB is not None:
-            deltas = tuple(result.deltas_NB[row, masked_B].tolist())
+        if trace.deltas_MB is not None:
+            deltas = tuple(trace.deltas_MB[slot, masked_B].tolist())
         slots.sequence(slot).trace.append(
             DenoisingStep(
                 block_start=start,
                 masked=_positions(masked_B, start),
-                processed=_positions(result.processed_NB[row], start),
-                retained=_positions(retained_B, start),
+                processed=leftover + _positions(trace.processed_MB[slot], start),
+                retained=leftover + _positions(retained_B, start),
                 positions=_positions(newly_B, start),
-                token_ids=tuple(result.token_ids_NB[row, newly_B].tolist()),
-                confidences=tuple(confidences[newly_B].tolist()),
+                token_ids=tuple(after.token_ids_MB[slot, newly_B].tolist()),
+                confidences=tuple(confidence_B[newly_B].tolist()),
                 masked_confidences=tuple(
-                    float(confidences[offset]) if retained_B[offset] else None
+                    float(confidence_B[offset]) if retained_B[offset] else None
                     for offset in np.flatnonzero(masked_B)
                 ),
                 importance_deltas=deltas,

@@ -33,9 +33,13 @@ class Sequence:
         params: resolved, without a None that the engine or the checkpoint can fill.
         seed: what its draws depend on, besides position and step.
         prompt_len: tokens.
-        canvas: ``[blocks * block_length]`` prompt and committed output; final in
+        canvas: ``[blocks * block_length]`` prompt and output of closed blocks; final in
             ``[0, num_committed)`` and in the prompt.
         stop_token_ids: ids that end it; empty under ``ignore_eos`` without own stop ids.
+        num_committed: tokens of the blocks that are closed: wholly decoded, and behind the current
+            block. The KV of some of the last one's may not be final yet.
+        num_computed: tokens whose KV is final for whoever reads it in a later step, or, while it is
+            prefilled, later in the same step.
     """
 
     request_id: str
@@ -75,7 +79,9 @@ class Sequence:
 
     @property
     def remaining_prefill(self) -> int:
-        """Committed tokens whose KV is not in the pages yet."""
+        """Committed tokens whose KV is neither in the pages nor planned; 0 once it decodes."""
+        if self.state is SequenceState.DECODING:
+            return 0
         return self.num_committed - self.num_computed
 
     def admit(self, slot: int, pages: list[int], cached_tokens: int, node: int) -> None:
@@ -103,19 +109,19 @@ class Sequence:
         return own
 
     def computed(self, num_tokens: int) -> None:
-        """A prefill chunk is in the pages; PREFILLING -> DECODING when it was the last."""
+        """A prefill chunk is planned; PREFILLING -> DECODING when it was the last."""
         assert self.state is SequenceState.PREFILLING
         self.num_computed += num_tokens
         self.prefill_tokens += num_tokens
         if not self.remaining_prefill:
             self.state = SequenceState.DECODING
 
-    def commit(self, token_ids: TokenArray) -> None:
-        """The current block's tokens and KV are final."""
+    def close_block(self, token_ids: TokenArray) -> None:
+        """The current block's tokens are final; its last KV is with the next block's first step."""
         assert self.state is SequenceState.DECODING
         end = self.num_committed + self.block_length
         self.canvas[self.num_committed : end] = token_ids
-        self.num_committed = self.num_computed = end
+        self.num_committed = end
         self.committed_blocks += 1
 
     def preempt(self, block: BlockSnapshot) -> list[int]:

@@ -1,8 +1,14 @@
 """Who runs in the next step, and what the answers of the device mean for each sequence.
 
-Holds no tensors and draws no samples. Mirrors of the device's blocks are NumPy arrays over slots
-(``slots.py``), so that planning and applying a step take no loop over sequences; loops run only
-over the few that are admitted, prefilled, preempted, commit a page or emit tokens.
+Holds no tensors and draws no samples. A step is planned while the one before it runs: what is known
+is what the step before that one answered. Mirrors of the device's blocks are NumPy arrays over
+slots (``slots.py``), so that planning and taking up a step need no loop over sequences; loops run
+only over the few that are admitted, prefilled, preempted, close a block or emit tokens.
+
+Pages and slots that a sequence gives up are free at once, although a step that still writes to them
+may be in flight. That is safe because all steps run in order on one stream: whoever gets such a
+page or slot next is in a step that is launched later. What that earlier step says of a slot's
+former occupant is recognised by the number of its admission, and dropped.
 """
 
 from __future__ import annotations
@@ -11,14 +17,16 @@ from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from focus_ray.engine.counting import COUNT_NAMES, as_counts, count_step
-from focus_ray.engine.outputs import DecodingCounts, TokenLogprob
+from focus_ray.engine.emission import NewTokens, emit
+from focus_ray.engine.outputs import DecodingCounts
 from focus_ray.engine.pages import PagePool
 from focus_ray.engine.plan import PageUpdate, PrefillChunk, SlotStart, StepPlan, StepResult
 from focus_ray.engine.recording import record_alternatives, record_trace
 from focus_ray.engine.request import Sequence, SequenceState
 from focus_ray.engine.slots import (
+    NOBODY,
     WANTS_FILTERED,
     WANTS_SAMPLED,
     WANTS_SUPPRESSED,
@@ -29,22 +37,35 @@ from focus_ray.engine.slots import (
 
 @dataclass(frozen=True)
 class SchedulerLimits:
-    """Sizes a scheduler works within; all in tokens, sequences or pages."""
+    """Sizes a scheduler works within; all in tokens, sequences or pages.
+
+    Args:
+        max_num_batched_tokens: a step's tokens, prefill and decoding together, to aim at.
+        max_step_tokens: a step's tokens that there is room for, at least three blocks; what does
+            not fit of the decoding ones, the device puts off to the next step.
+        max_prefill_rows: blocks of prefill in a step that there is room for, at least one.
+    """
 
     max_num_seqs: int
     max_num_batched_tokens: int
     block_length: int
     mask_token_id: int
+    max_step_tokens: int
+    max_prefill_rows: int
     record_trace: bool = False
 
 
 @dataclass(frozen=True)
-class NewTokens:
-    """Tokens of one sequence that became final and contiguous in a step."""
+class _InFlight:
+    """What must be remembered of a step until its result is there.
 
-    sequence: Sequence
-    token_ids: list[int]
-    logprobs: list[TokenLogprob] | None
+    Args:
+        decoding_M: number of admission of the sequence that decodes in each slot, or ``NOBODY``.
+    """
+
+    decoding_M: NDArray[np.int64]
+    num_starts: int
+    num_prefill_tokens: int
 
 
 class Scheduler:
@@ -63,7 +84,10 @@ class Scheduler:
         self.num_preemptions = 0
         self.num_cached_tokens = 0
         self._slots = Slots(limits.max_num_seqs, limits.block_length, limits.mask_token_id)
-        self._total_C = np.zeros(len(COUNT_NAMES), np.int64)
+        self._stops: list[int] = []
+        self._in_flight: deque[_InFlight] = deque()
+        self._num_decode_tokens = 0  # of the last step that is known
+        self._total_C = np.zeros(self._slots.counts_MC.shape[1], np.int64)
 
     @property
     def num_running(self) -> int:
@@ -74,12 +98,18 @@ class Scheduler:
         return self._slots.num_free
 
     @property
+    def num_in_flight(self) -> int:
+        """Planned steps whose results have not been applied."""
+        return len(self._in_flight)
+
+    @property
     def counts(self) -> DecodingCounts:
         """What all sequences together have computed so far."""
-        return as_counts(self._total_C)
+        return DecodingCounts.from_array(self._total_C)
 
     def has_unfinished(self) -> bool:
-        return bool(self.waiting) or self.num_running > 0
+        """Whether a sequence waits or runs, or a result is due."""
+        return bool(self.waiting or self._in_flight) or self.num_running > 0
 
     def add(self, sequence: Sequence) -> None:
         self.waiting.append(sequence)
@@ -89,180 +119,160 @@ class Scheduler:
         if sequence.state is SequenceState.WAITING:
             self.waiting.remove(sequence)
         elif sequence.slot >= 0:
+            self._stop(sequence.slot)
             self._slots.vacate(sequence.slot)
         self.pool.free(sequence.finish())
 
     # --- planning -----------------------------------------------------------------------------
 
-    def plan(self) -> StepPlan:
-        """Decide the next step; empty when nothing can run."""
+    def plan(self) -> StepPlan | None:
+        """The next step, which must be launched; None when there is nothing to run."""
+        slots = self._slots
+        over_M = slots.decoding_M & ~slots.active_M
+        assert not over_M.any(), f"texts that only the device took to be final: {over_M.nonzero()}"
         starts: list[SlotStart] = []
         updates: list[PageUpdate] = []
         if self._grow(updates):
             self._admit(starts, updates)
-        self._share_prefixes(updates)
-        slots_N = np.flatnonzero(self._slots.decoding_M)
-        prefill = self._prefill_chunks(len(slots_N) * self.limits.block_length)
-        decode_end = self._slots.block_start_M[slots_N].max(initial=0)
-        if len(slots_N):
-            decode_end += self.limits.block_length
-        prefill_end = max((c.start + len(c.token_ids) for c in prefill), default=0)
-        wants = self._slots.wants_M4[slots_N].max(axis=0, initial=0)
-        return StepPlan(
+        prefill = self._prefill(starts, updates)
+        decoding_M = slots.decoding_M
+        if not prefill and not decoding_M.any():
+            return None  # stops wait for the next plan: the device does nothing until then
+        stops, self._stops = self._stops, []
+        wants = slots.wants_M4[decoding_M].max(axis=0, initial=0)
+        plan = StepPlan(
+            stops=stops,
             starts=starts,
             page_updates=updates,
-            decode_slots_N=slots_N,
             prefill=prefill,
-            max_kv_len=int(max(decode_end, prefill_end)),
             num_top_logprobs=int(wants[WANTS_TOP]) - 1 if wants[WANTS_TOP] else None,
             any_sampled=bool(wants[WANTS_SAMPLED]),
             any_filtered=bool(wants[WANTS_FILTERED]),
             any_suppressed=bool(wants[WANTS_SUPPRESSED]),
-            record_deltas=self.limits.record_trace,
+            record_trace=self.limits.record_trace,
         )
+        decoding_now_M = np.where(decoding_M, slots.admitted_M, NOBODY)
+        self._in_flight.append(_InFlight(decoding_now_M, len(starts), plan.num_prefill_tokens))
+        return plan
 
     def _grow(self, updates: list[PageUpdate]) -> bool:
-        """Give every decoding sequence room for its block; False when one had to be preempted."""
-        end_M = self._slots.block_start_M + self.limits.block_length
-        short = np.flatnonzero(self._slots.decoding_M & (end_M > self._slots.capacity_M))
+        """Give decoding sequences room for all they may write; False when one was preempted."""
+        slots, page_size = self._slots, self.pool.page_size
+        end_M = slots.may_write_to()
         preempted = False
-        for slot in short[np.argsort(self._slots.admitted_M[short])]:
-            while self._slots.is_taken(slot) and not self.pool.num_free:
-                self._preempt(self._slots.youngest())
-                preempted = True
-            if self._slots.is_taken(slot):
-                sequence = self._slots.sequence(slot)
+        for slot in slots.in_order_of_admission(slots.decoding_M & (end_M > slots.capacity_M)):
+            while slots.is_taken(slot) and end_M[slot] > slots.capacity_M[slot]:
+                if not self.pool.num_free:
+                    self._preempt(slots.youngest())
+                    preempted = True
+                    continue
+                sequence = slots.sequence(slot)
                 pages = self.pool.allocate(1)
-                updates.append(PageUpdate(int(slot), len(sequence.pages), pages))
+                updates.append(PageUpdate(slot, len(sequence.pages), pages))
                 sequence.pages += pages
-                self._slots.capacity_M[slot] += self.pool.page_size
-        # pages given to a sequence that was preempted after it
-        updates[:] = [u for u in updates if self._slots.is_taken(u.slot)]
+                slots.capacity_M[slot] += page_size
+        if preempted:  # pages may have gone to a sequence that was preempted after it
+            updates[:] = [update for update in updates if slots.is_taken(update.slot)]
         return not preempted
 
     def _preempt(self, slot: int) -> None:
+        """Take a sequence out; what the step in flight does for it is lost, and done again."""
+        self._stop(slot)
         sequence = self._slots.sequence(slot)
         block = self._slots.vacate(slot)
         self.pool.free(sequence.preempt(block))
         self.waiting.appendleft(sequence)
         self.num_preemptions += 1
 
+    def _stop(self, slot: int) -> None:
+        """Before a slot is vacated: tell the device, unless it has said so itself."""
+        if self._slots.active_M[slot]:
+            self._stops.append(slot)
+
     def _admit(self, starts: list[SlotStart], updates: list[PageUpdate]) -> None:
+        page_size = self.pool.page_size
         while self.waiting and self._slots.num_free:
             sequence = self.waiting[0]
             match = self.pool.match(sequence.canvas[: sequence.num_committed])
-            needed = -(-(sequence.num_committed + self.limits.block_length) // self.pool.page_size)
-            missing = needed - len(match.pages)
+            end = min(sequence.num_committed + 2 * self.limits.block_length, len(sequence.canvas))
+            missing = -(-end // page_size) - len(match.pages)
             if missing > self.pool.num_free:
                 self.pool.free(match.pages)
                 return
             self.waiting.popleft()
             slot = self._slots.reserve()
             pages = match.pages + self.pool.allocate(missing)
-            cached_tokens = len(match.pages) * self.pool.page_size
+            cached_tokens = len(match.pages) * page_size
             sequence.admit(slot, pages, cached_tokens, match.node)
-            self.num_cached_tokens += cached_tokens
             sequence.num_registered_pages = len(match.pages)
+            self.num_cached_tokens += cached_tokens
             updates.append(PageUpdate(slot, 0, pages))
-            starts.append(self._slots.occupy(sequence, len(pages) * self.pool.page_size))
+            self._slots.occupy(sequence, len(pages) * page_size)
+            if not sequence.remaining_prefill:
+                starts.append(self._start(sequence))
 
-    def _share_prefixes(self, updates: list[PageUpdate]) -> None:
-        """Prefilling sequences take over what others computed since they were admitted.
+    def _prefill(self, starts: list[SlotStart], updates: list[PageUpdate]) -> list[PrefillChunk]:
+        """The chunks of the step; who has nothing left to prefill behind them starts in it too.
+
+        A chunk counts as computed as soon as it is planned: whoever reads its KV does so in a later
+        step or, since all KV of a layer is written before any is read, in this one.
+        """
+        block_length = self.limits.block_length
+        budget = self._prefill_budget(len(starts))
+        chunks = []
+        for slot in self._slots.in_order_of_admission(self._slots.prefilling_M):
+            if budget < block_length:
+                break
+            sequence = self._slots.sequence(slot)
+            self._share_prefix(sequence, updates)
+            length = min(sequence.remaining_prefill, budget // block_length * block_length)
+            if length:
+                first = sequence.num_computed
+                token_ids = sequence.canvas[first : first + length]
+                chunks.append(PrefillChunk(slot, first, token_ids))
+                sequence.computed(length)
+                self._register_pages(sequence)
+                budget -= length
+            if not sequence.remaining_prefill:
+                starts.append(self._start(sequence))
+                budget -= block_length
+        return chunks
+
+    def _prefill_budget(self, num_starts: int) -> int:
+        """Tokens of prefill: what decoding is likely to leave, at least a block.
+
+        Decoding is taken to need what it last did, and whole blocks for whoever started since. Two
+        blocks of what a step can hold are never taken away from it.
+        """
+        limits, block_length = self.limits, self.limits.block_length
+        num_starts += sum(step.num_starts for step in self._in_flight)
+        left = limits.max_num_batched_tokens - self._num_decode_tokens - num_starts * block_length
+        return min(
+            max(left, block_length),
+            limits.max_step_tokens - 2 * block_length,
+            limits.max_prefill_rows * block_length,
+        )
+
+    def _share_prefix(self, sequence: Sequence, updates: list[PageUpdate]) -> None:
+        """A prefilling sequence takes over what others computed since it was admitted.
 
         Completions of one prompt are admitted together: the first computes it, the rest share it.
         """
-        for slot in np.flatnonzero(self._slots.prefilling_M).tolist():
-            sequence = self._slots.sequence(slot)
-            if sequence.num_computed % self.pool.page_size:
-                continue  # in the middle of a page of its own
-            rest = sequence.canvas[sequence.num_computed : sequence.num_committed]
-            match = self.pool.match(rest, sequence.prefix_node)
-            if match.pages:
-                first = sequence.num_registered_pages
-                num_tokens = len(match.pages) * self.pool.page_size
-                self.pool.free(sequence.share(match, num_tokens))
-                self.num_cached_tokens += num_tokens
-                updates.append(PageUpdate(slot, first, match.pages))
-                self._slots.set_phase(sequence)
+        if sequence.num_computed % self.pool.page_size:
+            return  # in the middle of a page of its own
+        rest = sequence.canvas[sequence.num_computed : sequence.num_committed]
+        match = self.pool.match(rest, sequence.prefix_node)
+        if match.pages:
+            first = sequence.num_registered_pages
+            num_tokens = len(match.pages) * self.pool.page_size
+            self.pool.free(sequence.share(match, num_tokens))
+            self.num_cached_tokens += num_tokens
+            updates.append(PageUpdate(sequence.slot, first, match.pages))
 
-    def _prefill_chunks(self, num_decode_tokens: int) -> list[PrefillChunk]:
-        block_length = self.limits.block_length
-        budget = max(self.limits.max_num_batched_tokens - num_decode_tokens, block_length)
-        chunks = []
-        prefilling = np.flatnonzero(self._slots.prefilling_M)
-        for slot in prefilling[np.argsort(self._slots.admitted_M[prefilling])]:
-            sequence = self._slots.sequence(slot)
-            length = min(sequence.remaining_prefill, budget // block_length * block_length)
-            if not length:
-                break
-            start = sequence.num_computed
-            token_ids = sequence.canvas[start : start + length]
-            chunks.append(PrefillChunk(int(slot), start, token_ids))
-            budget -= length
-        return chunks
-
-    # --- applying -----------------------------------------------------------------------------
-
-    def apply(self, plan: StepPlan, result: StepResult) -> list[NewTokens]:
-        """Take up the blocks after a step; returns what became final, one entry per sequence."""
-        slots, slots_N = self._slots, plan.decode_slots_N
-        before_NB = slots.decoded_MB[slots_N]
-        committed_N = before_NB.all(1)
-        newly_NB = result.decoded_NB & ~before_NB
-        record_alternatives(slots, plan, result)
-        if self.limits.record_trace:
-            record_trace(slots, plan, result)
-
-        slots.token_ids_MB[slots_N] = result.token_ids_NB
-        slots.decoded_MB[slots_N] = result.decoded_NB
-        slots.logprobs_MB[slots_N] = np.where(
-            newly_NB, result.logprobs_NB, slots.logprobs_MB[slots_N]
-        )
-        slots.step_M[slots_N] += 1
-        counts_NC = count_step(before_NB, result)
-        slots.counts_MC[slots_N] += counts_NC
-        self._total_C += counts_NC.sum(0)
-
-        emitted = self._emit(slots_N)
-        for slot in slots_N[committed_N]:
-            self._commit(int(slot))
-        for chunk in plan.prefill:
-            sequence = self._slots.sequence(chunk.slot)
-            sequence.computed(len(chunk.token_ids))
-            self._register_pages(sequence)
-            self._slots.set_phase(sequence)
-        return emitted
-
-    def _emit(self, slots_N: np.ndarray) -> list[NewTokens]:
-        """The contiguous decoded prefix of each block, as far as it was not emitted yet."""
-        slots = self._slots
-        decoded_NB = slots.decoded_MB[slots_N]
-        prefix_N = np.where(decoded_NB.all(1), self.limits.block_length, decoded_NB.argmin(1))
-        end_N = np.minimum(slots.block_start_M[slots_N] + prefix_N, slots.limit_M[slots_N])
-        start_N = slots.emitted_end_M[slots_N]
-        emitted = []
-        for row in np.flatnonzero(end_N > start_N):
-            slot, start, end = slots_N[row], int(start_N[row]), int(end_N[row])
-            sequence = slots.sequence(slot)
-            first = int(slots.block_start_M[slot])
-            token_ids = slots.token_ids_MB[slot, start - first : end - first].tolist()
-            logprobs = None
-            if sequence.params.logprobs is not None:
-                values = slots.logprobs_MB[slot, start - first : end - first].tolist()
-                logprobs = [
-                    TokenLogprob(token, value, sequence.top_logprobs.pop(start + i, ()))
-                    for i, (token, value) in enumerate(zip(token_ids, values, strict=True))
-                ]
-            sequence.num_emitted += len(token_ids)
-            slots.emitted_end_M[slot] = end
-            emitted.append(NewTokens(sequence, token_ids, logprobs))
-        return emitted
-
-    def _commit(self, slot: int) -> None:
-        sequence = self._slots.sequence(slot)
-        sequence.commit(self._slots.token_ids_MB[slot])
-        self._slots.next_block(slot)
-        self._register_pages(sequence)
+    def _start(self, sequence: Sequence) -> SlotStart:
+        slots, slot = self._slots, sequence.slot
+        slots.registered_end_M[slot] = sequence.num_registered_pages * self.pool.page_size
+        return slots.start(slot)
 
     def _register_pages(self, sequence: Sequence) -> None:
         """Make pages whose every token is computed and final findable."""
@@ -273,3 +283,39 @@ class Scheduler:
                 sequence.pages[index], sequence.prefix_node, tokens
             )
             sequence.num_registered_pages += 1
+
+    # --- applying -----------------------------------------------------------------------------
+
+    def apply(self, result: StepResult) -> list[NewTokens]:
+        """Take up the oldest step in flight; returns what became final, an entry per sequence."""
+        launched = self._in_flight.popleft()
+        self._num_decode_tokens = result.num_tokens - launched.num_prefill_tokens
+        slots = self._slots
+        after = slots.compare(result, launched.decoding_M)
+        self._total_C += after.counted_MC.sum(0)
+        record_alternatives(slots, after, result)
+        if self.limits.record_trace:
+            record_trace(slots, after, result)
+        emitted = emit(slots, after)
+        for slot in np.flatnonzero(after.closed_M).tolist():
+            slots.sequence(slot).close_block(after.token_ids_MB[slot])
+        self._register_final(after.took_part_M)
+        slots.take(result, after)
+        return emitted
+
+    def _register_final(self, took_part_M: NDArray[np.bool_]) -> None:
+        """Register the pages that became full and final before the current blocks.
+
+        What is left over of a closed block is computed with the next step that its sequence takes
+        part in, which the device may put off, or the host may prevent by ending the sequence. So a
+        page is registered only when such a step is behind: then, all that stands left of the block
+        which it decoded from is final, and no step in flight writes to it again.
+        """
+        slots = self._slots
+        final_M = slots.block_start_M  # as before the step
+        due_M = took_part_M & (final_M - slots.registered_end_M >= self.pool.page_size)
+        for slot in np.flatnonzero(due_M).tolist():
+            sequence = slots.sequence(slot)
+            sequence.num_computed = int(final_M[slot])
+            self._register_pages(sequence)
+            slots.registered_end_M[slot] = sequence.num_registered_pages * self.pool.page_size

@@ -1,39 +1,80 @@
 """Mirrors of what the device keeps per running sequence, as NumPy arrays over slots.
 
-M slots, B block length, C counts of ``counting.COUNT_NAMES``. A slot's row means something while a
-sequence sits in it.
+M slots, B block length, C counts in the order of the fields of ``DecodingCounts``. A slot's row
+means something while a sequence sits in it. The mirrors are as old as the last step whose result
+was taken up; the device may be a step or two ahead.
 """
 
 from __future__ import annotations
 
-import numpy as np
+from dataclasses import dataclass, fields
 
-from focus_ray.engine.counting import COUNT_NAMES, as_counts
-from focus_ray.engine.plan import BlockSnapshot, SlotStart
+import numpy as np
+from numpy.typing import NDArray
+
+from focus_ray.engine.outputs import DecodingCounts
+from focus_ray.engine.plan import BlockSnapshot, SlotStart, StepResult
 from focus_ray.engine.request import Sequence, SequenceState
+
+NOBODY = -1
+"""In place of the admission number of an empty slot."""
 
 WANTS_TOP, WANTS_SAMPLED, WANTS_FILTERED, WANTS_SUPPRESSED = range(4)
 """Columns of ``wants_M4``; the first holds the alternatives asked for plus one, 0 for none."""
 
 
+@dataclass(frozen=True)
+class BlocksAfter:
+    """What a step made of the blocks that the mirrors still show as they were before it.
+
+    Args:
+        ours_M: bool, slots in which the same sequence decodes as when the step was launched; the
+            other rows mean nothing.
+        took_part_M: bool, of these, those whose block the step processed.
+        closed_M: bool, blocks that are wholly decoded now, and make place for the next.
+        token_ids_MB, decoded_MB, logprobs_MB: of these blocks, closed or not.
+        newly_MB: bool, decoded in the step.
+        counted_MC: int64, what the step did for each sequence; 0 where not ours.
+    """
+
+    ours_M: NDArray[np.bool_]
+    took_part_M: NDArray[np.bool_]
+    closed_M: NDArray[np.bool_]
+    token_ids_MB: NDArray[np.int32]
+    decoded_MB: NDArray[np.bool_]
+    logprobs_MB: NDArray[np.float32]
+    newly_MB: NDArray[np.bool_]
+    counted_MC: NDArray[np.int64]
+
+
 class Slots:
-    """Who sits where, and the state of each one's block."""
+    """Who sits where, and the state of each one's block.
+
+    ``admitted_M`` numbers admissions, so that a later occupant of a slot is never taken for an
+    earlier one. ``active_M`` is what the device last said; ``capacity_M`` and ``canvas_end_M`` are
+    tokens that the pages hold and that the sequence can ever have; ``registered_end_M`` is the
+    position up to which its pages are findable.
+    """
 
     def __init__(self, max_num_seqs: int, block_length: int, mask_token_id: int) -> None:
         m, b = max_num_seqs, block_length
+        self.block_length = block_length
         self.mask_token_id = mask_token_id
         self._sequences: list[Sequence | None] = [None] * m
         self._free = list(range(m - 1, -1, -1))
         self._admissions = 0
-        self.admitted_M = np.zeros(m, np.int64)
+        self.admitted_M = np.full(m, NOBODY, np.int64)
         self.decoding_M = np.zeros(m, np.bool_)
         self.prefilling_M = np.zeros(m, np.bool_)
+        self.active_M = np.zeros(m, np.bool_)
         self.block_start_M = np.zeros(m, np.int64)
         self.capacity_M = np.zeros(m, np.int64)
+        self.canvas_end_M = np.zeros(m, np.int64)
+        self.registered_end_M = np.zeros(m, np.int64)
         self.emitted_end_M = np.zeros(m, np.int64)
         self.limit_M = np.zeros(m, np.int64)
         self.step_M = np.zeros(m, np.int64)
-        self.counts_MC = np.zeros((m, len(COUNT_NAMES)), np.int64)
+        self.counts_MC = np.zeros((m, len(fields(DecodingCounts))), np.int64)
         self.wants_M4 = np.zeros((m, 4), np.int64)
         self.token_ids_MB = np.zeros((m, b), np.int32)
         self.decoded_MB = np.zeros((m, b), np.bool_)
@@ -62,68 +103,113 @@ class Slots:
 
     def youngest(self) -> int:
         """The slot of the sequence that was admitted last."""
-        return int(np.where(self.decoding_M | self.prefilling_M, self.admitted_M, -1).argmax())
+        return int(self.admitted_M.argmax())
 
-    def occupy(self, sequence: Sequence, capacity: int) -> SlotStart:
-        """Fill the mirrors of a sequence's slot; the same facts for the device.
+    def in_order_of_admission(self, chosen_M: NDArray[np.bool_]) -> list[int]:
+        """The chosen slots, oldest occupant first."""
+        slots: list[int] = np.flatnonzero(chosen_M).tolist()
+        return sorted(slots, key=self.admitted_M.__getitem__)
+
+    def may_write_to(self) -> NDArray[np.int64]:
+        """``[M]``: end of the positions that a decoding sequence may write in the next step.
+
+        The step before it is still unknown and may close the block that the mirrors show.
+        """
+        return np.minimum(self.block_start_M + 2 * self.block_length, self.canvas_end_M)
+
+    def occupy(self, sequence: Sequence, capacity: int) -> None:
+        """A sequence takes the slot it was admitted to; it is prefilled before it decodes.
 
         Args:
             capacity: tokens that its pages hold.
         """
         slot, params = sequence.slot, sequence.params
-        block = sequence.saved_block or sequence.new_block(self.mask_token_id)
-        sequence.saved_block = None
         self._sequences[slot] = sequence
         self.admitted_M[slot] = self._admissions
         self._admissions += 1
-        self.set_phase(sequence)
+        self.decoding_M[slot], self.prefilling_M[slot] = False, True
         self.block_start_M[slot] = sequence.num_committed
         self.capacity_M[slot] = capacity
+        self.canvas_end_M[slot] = len(sequence.canvas)
         self.emitted_end_M[slot] = sequence.prompt_len + sequence.num_emitted
         self.limit_M[slot] = sequence.limit
-        self.step_M[slot] = block.denoising_step
         self.counts_MC[slot] = 0
-        self.token_ids_MB[slot] = block.token_ids_B
-        self.decoded_MB[slot] = block.decoded_B
-        self.logprobs_MB[slot] = block.logprobs_B
         filtered = (params.top_p or 1.0) < 1.0 or (params.top_k or 0) > 0 or params.min_p > 0.0
         self.wants_M4[slot, WANTS_TOP] = 0 if params.logprobs is None else params.logprobs + 1
         self.wants_M4[slot, WANTS_SAMPLED] = bool(params.temperature)
         self.wants_M4[slot, WANTS_FILTERED] = bool(params.temperature) and filtered
         self.wants_M4[slot, WANTS_SUPPRESSED] = params.min_tokens > 0
+        block = sequence.saved_block or sequence.new_block(self.mask_token_id)
+        sequence.saved_block = None
+        self.step_M[slot] = block.denoising_step
+        self.token_ids_MB[slot] = block.token_ids_B
+        self.decoded_MB[slot] = block.decoded_B
+        self.logprobs_MB[slot] = block.logprobs_B
+
+    def start(self, slot: int) -> SlotStart:
+        """Its prefill is planned to the end: the sequence decodes; what the device must know."""
+        sequence = self.sequence(slot)
+        assert sequence.state is SequenceState.DECODING
+        self.decoding_M[slot], self.prefilling_M[slot] = True, False
+        self.active_M[slot] = True
         return SlotStart(
             slot=slot,
-            block=block,
+            block=self._snapshot(slot),
             block_start=sequence.num_committed,
             prompt_len=sequence.prompt_len,
-            params=params,
+            params=sequence.params,
             seed=sequence.seed,
             stop_token_ids=tuple(sequence.stop_token_ids),
         )
 
     def vacate(self, slot: int) -> BlockSnapshot:
-        """Move the counters into the sequence and free its slot; the block as it was left."""
+        """Move the counts into the sequence and free its slot; the block as it was left."""
         sequence = self.sequence(slot)
-        sequence.add_counts(as_counts(self.counts_MC[slot]))
-        block = BlockSnapshot(
+        sequence.add_counts(DecodingCounts.from_array(self.counts_MC[slot]))
+        block = self._snapshot(slot)
+        self._sequences[slot] = None
+        self.admitted_M[slot] = NOBODY
+        self.decoding_M[slot] = self.prefilling_M[slot] = self.active_M[slot] = False
+        self._free.append(slot)
+        return block
+
+    def compare(self, result: StepResult, launched_M: NDArray[np.int64]) -> BlocksAfter:
+        """What a step did to the blocks that the mirrors show; changes nothing.
+
+        Args:
+            launched_M: admission numbers of those who decoded when the step was launched.
+        """
+        ours_M = (launched_M != NOBODY) & (launched_M == self.admitted_M)
+        closed_M = ours_M & (result.block_start_M != self.block_start_M)
+        closed_M1 = closed_M[:, None]
+        decoded_MB = result.decoded_MB | closed_M1
+        counted_MC = np.where(ours_M[:, None], result.counts_MC - self.counts_MC, 0)
+        return BlocksAfter(
+            ours_M=ours_M,
+            took_part_M=counted_MC[:, 0] > 0,  # denoising steps
+            closed_M=closed_M,
+            token_ids_MB=np.where(closed_M1, result.closed_ids_MB, result.token_ids_MB),
+            decoded_MB=decoded_MB,
+            logprobs_MB=np.where(closed_M1, result.closed_logprobs_MB, result.logprobs_MB),
+            newly_MB=decoded_MB & ~self.decoded_MB & ours_M[:, None],
+            counted_MC=counted_MC,
+        )
+
+    def take(self, result: StepResult, after: BlocksAfter) -> None:
+        """Bring the mirrors up to the step."""
+        ours_M, ours_M1 = after.ours_M, after.ours_M[:, None]
+        np.copyto(self.active_M, result.active_M, where=ours_M)
+        np.copyto(self.block_start_M, result.block_start_M, where=ours_M)
+        np.copyto(self.step_M, result.denoising_step_M, where=ours_M)
+        np.copyto(self.token_ids_MB, result.token_ids_MB, where=ours_M1)
+        np.copyto(self.decoded_MB, result.decoded_MB, where=ours_M1)
+        np.copyto(self.logprobs_MB, result.logprobs_MB, where=ours_M1)
+        self.counts_MC += after.counted_MC
+
+    def _snapshot(self, slot: int) -> BlockSnapshot:
+        return BlockSnapshot(
             self.token_ids_MB[slot].copy(),
             self.decoded_MB[slot].copy(),
             self.logprobs_MB[slot].copy(),
             int(self.step_M[slot]),
         )
-        self._sequences[slot] = None
-        self.decoding_M[slot] = self.prefilling_M[slot] = False
-        self._free.append(slot)
-        return block
-
-    def set_phase(self, sequence: Sequence) -> None:
-        """Take over whether a sequence decodes or is prefilled."""
-        self.decoding_M[sequence.slot] = sequence.state is SequenceState.DECODING
-        self.prefilling_M[sequence.slot] = sequence.state is SequenceState.PREFILLING
-
-    def next_block(self, slot: int) -> None:
-        """The block was committed; the next one is all masks."""
-        self.block_start_M[slot] = self.sequence(slot).num_committed
-        self.step_M[slot] = 0
-        self.token_ids_MB[slot] = self.mask_token_id
-        self.decoded_MB[slot] = False

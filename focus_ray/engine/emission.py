@@ -1,0 +1,56 @@
+"""Which tokens of a step may leave: the contiguous decoded ones that did not leave before."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from focus_ray.engine.outputs import TokenLogprob
+from focus_ray.engine.request import Sequence
+from focus_ray.engine.slots import WANTS_TOP, BlocksAfter, Slots
+
+
+class NewTokens(NamedTuple):
+    """Tokens of one sequence that became final and contiguous in a step."""
+
+    sequence: Sequence
+    token_ids: list[int]
+    logprobs: list[TokenLogprob] | None
+
+
+def emit(slots: Slots, after: BlocksAfter) -> list[NewTokens]:
+    """The decoded prefix of each block as far as it was not emitted yet; marks it as emitted.
+
+    Nothing of the block behind a closed one is decoded yet, so one block is all there is to see.
+    """
+    block_length = slots.block_length
+    prefix_M = np.where(after.decoded_MB.all(1), block_length, after.decoded_MB.argmin(1))
+    end_M = np.minimum(slots.block_start_M + prefix_M, slots.limit_M)
+    slots_N = np.flatnonzero(after.ours_M & (end_M > slots.emitted_end_M))
+    first_N1 = (slots.emitted_end_M - slots.block_start_M)[slots_N, None]
+    end_N1 = (end_M - slots.block_start_M)[slots_N, None]
+    position_B = np.arange(block_length)
+    chosen_NB = (position_B >= first_N1) & (position_B < end_N1)
+    slots.emitted_end_M[slots_N] = end_M[slots_N]
+
+    # one list of all tokens, cut up below: an array per sequence would cost several times as much
+    token_ids = after.token_ids_MB[slots_N][chosen_NB].tolist()
+    cuts = np.cumsum(chosen_NB.sum(1)).tolist()
+    wants_logprobs = (slots.wants_M4[slots_N, WANTS_TOP] > 0).tolist()
+    emitted, start = [], 0
+    for row, (slot, cut) in enumerate(zip(slots_N.tolist(), cuts, strict=True)):
+        sequence, new_ids, logprobs = slots.sequence(slot), token_ids[start:cut], None
+        if wants_logprobs[row]:
+            first = sequence.prompt_len + sequence.num_emitted
+            values = after.logprobs_MB[slot, chosen_NB[row]].tolist()
+            logprobs = [
+                TokenLogprob(token_id, value, sequence.top_logprobs.pop(position, ()))
+                for position, (token_id, value) in enumerate(
+                    zip(new_ids, values, strict=True), first
+                )
+            ]
+        sequence.num_emitted += len(new_ids)
+        emitted.append(NewTokens(sequence, new_ids, logprobs))
+        start = cut
+    return emitted
