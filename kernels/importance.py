@@ -24,6 +24,7 @@ def importance(
     row_offsets_S1: Tensor,
     processed_NB: Tensor,
     masked_NB: Tensor,
+    target_N: Tensor | None = None,
 ) -> Tensor:
     """Attention mass per masked token, summed over query heads and masked queries.
 
@@ -39,6 +40,8 @@ def importance(
         processed_NB: bool, the positions of each block that are among the T tokens, whose order
             they are in.
         masked_NB: bool, a subset of ``processed_NB``.
+        target_N: int64; a block with no more masked tokens than its target cannot evict, and is not
+            looked at: its importances are 0. None: all blocks are.
 
     Returns:
         ``[N, B]`` float32, 0 where not masked; a block's sum is ``H * n``. Not rounded to the
@@ -69,8 +72,14 @@ def importance(
             f"processed {tuple(processed_NB.shape)} must be as masked {tuple(masked_NB.shape)}, "
             f"and one more row offset than blocks is needed, got {len(row_offsets_S1)}"
         )
-    if not can_launch(q_THd, k_TKd, row_offsets_S1, processed_NB, masked_NB):
-        return importance_reference(q_THd, k_TKd, row_offsets_S1, processed_NB, masked_NB)
+    if target_N is not None and (len(target_N) != len(masked_NB) or target_N.dtype != torch.int64):
+        raise ValueError(
+            f"target_N must be int64 [{len(masked_NB)}], got {target_N.dtype} "
+            f"{tuple(target_N.shape)}"
+        )
+    given = (q_THd, k_TKd, row_offsets_S1, processed_NB, masked_NB)
+    if not can_launch(*given, *([] if target_N is None else [target_N])):
+        return importance_reference(*given, target_N)
     num_rows, block_length = masked_NB.shape
     received_NB = torch.empty(masked_NB.shape, dtype=torch.float32, device=q_THd.device)
     if received_NB.numel() == 0:
@@ -84,6 +93,7 @@ def importance(
         row_offsets_S1.contiguous(),
         processed_NB.contiguous(),
         masked_NB.contiguous(),
+        None if target_N is None else target_N.contiguous(),
         partial_NKB,
         finished_N,
         received_NB,
@@ -111,10 +121,13 @@ def importance_reference(
     row_offsets_S1: Tensor,
     processed_NB: Tensor,
     masked_NB: Tensor,
+    target_N: Tensor | None = None,
 ) -> Tensor:
     """The definition."""
     num_tokens, num_heads, head_dim = q_THd.shape
     num_rows, block_length = masked_NB.shape
+    if target_N is not None:
+        masked_NB = masked_NB & (masked_NB.sum(1) > target_N)[:, None]
     if num_tokens == 0 or num_rows == 0:
         return torch.zeros(masked_NB.shape, device=q_THd.device)
     # masked tokens first, in order of position: neighbours are those of the list, not of the block
@@ -140,6 +153,7 @@ def _importance_kernel(
     row_offsets_ptr,
     processed_ptr,
     masked_ptr,
+    target_ptr,
     partial_ptr,
     finished_ptr,
     received_ptr,
@@ -157,7 +171,8 @@ def _importance_kernel(
     QUERIES: tl.constexpr,
 ):
     # One program owns one KV head of one block: what its masked keys receive from the queries of
-    # the head's group. The last program of a block to finish adds up the heads, in their order.
+    # the head's group. The last program of a block to finish adds up the heads, in their order;
+    # where nobody is looked at, that of the first head writes.
     n = tl.program_id(0).to(tl.int64)
     kv_head = tl.program_id(1).to(tl.int64)
     partial_ptr += n * NUM_KV_HEADS * BLOCK
@@ -168,53 +183,59 @@ def _importance_kernel(
     processed = tl.load(processed_ptr + flag, mask=inside, other=0).to(tl.int32)
     masked = tl.load(masked_ptr + flag, mask=inside, other=0).to(tl.int32)
     num_masked = tl.sum(masked, 0)
+    least = 0
+    if target_ptr is not None:
+        least = tl.load(target_ptr + n)
+    if num_masked <= least:
+        if kv_head == 0:
+            tl.store(received_ptr + flag, tl.zeros((BLOCK,), tl.float32), mask=inside)
+        return
     # place in the list of masked tokens, of each position; token of each place, counted in the row
     place = tl.where(masked != 0, tl.cumsum(masked, 0) - 1, -1)
     token = tl.cumsum(processed, 0) - 1
     listed = tl.sum(tl.where(position[:, None] == place[None, :], token[None, :], 0), 1)
 
-    if num_masked > 0:
-        first = tl.load(row_offsets_ptr + n).to(tl.int64)
-        q_ptr += first * q_stride_t + kv_head * GROUP * q_stride_h
-        k_ptr += first * k_stride_t + kv_head * k_stride_h
-        # Keys in pairs of places: the larger of an even and an odd score is in the pooled scores
-        # of both, and each lacks but its other neighbour. At the ends of the list a place stands
-        # in for its missing neighbour.
-        even = 2 * tl.arange(0, BLOCK // 2)
-        last = num_masked - 1
-        even_key = _load_keys(k_ptr, listed, even, last, k_stride_t, head_dim, BLOCK_D)
-        odd_key = _load_keys(k_ptr, listed, even + 1, last, k_stride_t, head_dim, BLOCK_D)
-        left_key = _load_keys(k_ptr, listed, even - 1, last, k_stride_t, head_dim, BLOCK_D)
-        right_key = _load_keys(k_ptr, listed, even + 2, last, k_stride_t, head_dim, BLOCK_D)
+    first = tl.load(row_offsets_ptr + n).to(tl.int64)
+    q_ptr += first * q_stride_t + kv_head * GROUP * q_stride_h
+    k_ptr += first * k_stride_t + kv_head * k_stride_h
+    # Keys in pairs of places: the larger of an even and an odd score is in the pooled scores
+    # of both, and each lacks but its other neighbour. At the ends of the list a place stands
+    # in for its missing neighbour.
+    even = 2 * tl.arange(0, BLOCK // 2)
+    last = num_masked - 1
+    even_key = _load_keys(k_ptr, listed, even, last, k_stride_t, head_dim, BLOCK_D)
+    odd_key = _load_keys(k_ptr, listed, even + 1, last, k_stride_t, head_dim, BLOCK_D)
+    left_key = _load_keys(k_ptr, listed, even - 1, last, k_stride_t, head_dim, BLOCK_D)
+    right_key = _load_keys(k_ptr, listed, even + 2, last, k_stride_t, head_dim, BLOCK_D)
 
-        d = tl.arange(0, BLOCK_D)
-        num_queries = num_masked * GROUP
-        even_received = tl.zeros((QUERIES, BLOCK // 2), tl.float32)
-        odd_received = tl.zeros((QUERIES, BLOCK // 2), tl.float32)
-        for start in range(0, num_queries, QUERIES):
-            query = start + tl.arange(0, QUERIES)
-            exists = query < num_queries
-            query_token = tl.gather(listed, tl.minimum(query // GROUP, last), 0)
-            offset = query_token * q_stride_t + query % GROUP * q_stride_h
-            inside_head = exists[:, None] & (d < head_dim)[None, :]
-            q = tl.load(q_ptr + offset[:, None] + d[None, :], mask=inside_head, other=0.0)
+    d = tl.arange(0, BLOCK_D)
+    num_queries = num_masked * GROUP
+    even_received = tl.zeros((QUERIES, BLOCK // 2), tl.float32)
+    odd_received = tl.zeros((QUERIES, BLOCK // 2), tl.float32)
+    for start in range(0, num_queries, QUERIES):
+        query = start + tl.arange(0, QUERIES)
+        exists = query < num_queries
+        query_token = tl.gather(listed, tl.minimum(query // GROUP, last), 0)
+        offset = query_token * q_stride_t + query % GROUP * q_stride_h
+        inside_head = exists[:, None] & (d < head_dim)[None, :]
+        q = tl.load(q_ptr + offset[:, None] + d[None, :], mask=inside_head, other=0.0)
 
-            even_score = _dot(q, even_key)
-            odd_score = _dot(q, odd_key)
-            larger = _larger(even_score, odd_score)
-            even_score = _larger(larger, _dot(q, left_key)) * scale
-            odd_score = _larger(larger, _dot(q, right_key)) * scale
-            even_score = tl.where((even <= last)[None, :], even_score, float("-inf"))
-            odd_score = tl.where((even < last)[None, :], odd_score, float("-inf"))
-            top = tl.max(_larger(even_score, odd_score), 1)[:, None]
-            even_weight = tl.exp2(even_score - top)
-            odd_weight = tl.exp2(odd_score - top)
-            norm = tl.where(exists, 1.0 / tl.sum(even_weight + odd_weight, 1), 0.0)[:, None]
-            even_received += even_weight * norm
-            odd_received += odd_weight * norm
-        head_ptr = partial_ptr + kv_head * BLOCK
-        tl.store(head_ptr + even, tl.sum(even_received, 0))
-        tl.store(head_ptr + even + 1, tl.sum(odd_received, 0))
+        even_score = _dot(q, even_key)
+        odd_score = _dot(q, odd_key)
+        larger = _larger(even_score, odd_score)
+        even_score = _larger(larger, _dot(q, left_key)) * scale
+        odd_score = _larger(larger, _dot(q, right_key)) * scale
+        even_score = tl.where((even <= last)[None, :], even_score, float("-inf"))
+        odd_score = tl.where((even < last)[None, :], odd_score, float("-inf"))
+        top = tl.max(_larger(even_score, odd_score), 1)[:, None]
+        even_weight = tl.exp2(even_score - top)
+        odd_weight = tl.exp2(odd_score - top)
+        norm = tl.where(exists, 1.0 / tl.sum(even_weight + odd_weight, 1), 0.0)[:, None]
+        even_received += even_weight * norm
+        odd_received += odd_weight * norm
+    head_ptr = partial_ptr + kv_head * BLOCK
+    tl.store(head_ptr + even, tl.sum(even_received, 0))
+    tl.store(head_ptr + even + 1, tl.sum(odd_received, 0))
 
     tl.debug_barrier()  # all threads have stored before one of them counts the program as finished
     if tl.atomic_add(finished_ptr + n, 1, sem="acq_rel") == NUM_KV_HEADS - 1:

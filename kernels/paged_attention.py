@@ -4,7 +4,8 @@ The contract and the definition; the kernels of a GPU are in ``attention_kernels
 sizes in ``tuning.py``.
 
 T query tokens in S rows (a row: consecutive tokens of one sequence), L most tokens in a row,
-H query heads, K KV heads, G = H / K, d head size, P pages per row, N KV positions looked at.
+H query heads, K KV heads, G = H / K, d head size, M page tables of P pages, N KV positions looked
+at.
 """
 
 from __future__ import annotations
@@ -28,12 +29,14 @@ def paged_attention(
     q_THd: Tensor,
     key_pages: Tensor,
     value_pages: Tensor,
-    page_table_SP: Tensor,
+    page_table_MP: Tensor,
+    row_table_S: Tensor,
     row_offsets_S1: Tensor,
     kv_limit_T: Tensor,
     *,
     max_row_len: int,
     max_kv_len: int,
+    busy_rows: int,
     scale: float,
 ) -> Tensor:
     """Attend from each token to the KV positions ``[0, kv_limit)`` of its own row.
@@ -48,16 +51,20 @@ def paged_attention(
         key_pages: ``[num_pages, page_size, K, d]``, same dtype, contiguous; H is a multiple of K.
             Any page size; powers of two from 8 up are read fastest.
         value_pages: as ``key_pages``.
-        page_table_SP: integer; page ``p`` of row ``s`` holds its KV positions
+        page_table_MP: integer; page ``p`` of a table holds the KV positions
             ``[p * page_size, (p + 1) * page_size)``. Entries past a row's need are any valid page.
-        row_offsets_S1: integer, row ``s`` is tokens ``[offsets[s], offsets[s + 1])``; ends at T.
+        row_table_S: integer, the page table of each row.
+        row_offsets_S1: integer, row ``s`` is tokens ``[offsets[s], offsets[s + 1])``; ends at T or
+            before. Empty rows stand behind all others.
         kv_limit_T: integer, at least 1 and at most ``max_kv_len``.
         max_row_len: most tokens in one row, or a bound.
         max_kv_len: largest ``kv_limit``, or a bound; neither bound costs much where it is loose.
+        busy_rows: about how many rows are not empty, at least 1; a guess, for the choice of tiles.
         scale: factor of the scores before the softmax, above 0.
 
     Returns:
-        ``[T, H, d]``, dtype and device of ``q_THd``; empty when T is 0.
+        ``[T, H, d]``, dtype and device of ``q_THd``; empty when T is 0. What stands at tokens of
+        no row means nothing.
 
     Raises:
         ValueError: shapes, dtypes or strides do not fit together, or a number is out of range.
@@ -85,57 +92,39 @@ def paged_attention(
             "q needs unit stride along d and the pages to be contiguous, got strides "
             f"{q_THd.stride()}, {key_pages.stride()} and {value_pages.stride()}"
         )
-    if row_offsets_S1.shape != (page_table_SP.shape[0] + 1,) or kv_limit_T.shape != (num_tokens,):
+    num_rows = len(row_table_S)
+    if row_offsets_S1.shape != (num_rows + 1,) or kv_limit_T.shape != (num_tokens,):
         raise ValueError(
-            f"{page_table_SP.shape[0]} rows and {num_tokens} tokens need one more row offset and "
-            f"as many limits, got {tuple(row_offsets_S1.shape)} and {tuple(kv_limit_T.shape)}"
+            f"{num_rows} rows and {num_tokens} tokens need one more row offset and as many limits, "
+            f"got {tuple(row_offsets_S1.shape)} and {tuple(kv_limit_T.shape)}"
         )
     if num_tokens == 0:
         return torch.empty_like(q_THd)
-    if max_row_len < 1 or not 1 <= max_kv_len <= page_table_SP.shape[1] * page_size:
+    if max_row_len < 1 or not 1 <= max_kv_len <= page_table_MP.shape[1] * page_size:
         raise ValueError(
             f"max_row_len {max_row_len} must be at least 1 and max_kv_len {max_kv_len} between 1 "
-            f"and the page table's {page_table_SP.shape[1] * page_size} positions"
+            f"and the page table's {page_table_MP.shape[1] * page_size} positions"
         )
-    if num_tokens > page_table_SP.shape[0] * max_row_len:
-        raise ValueError(
-            f"{page_table_SP.shape[0]} rows of at most {max_row_len} tokens cannot hold "
-            f"{num_tokens}: raise max_row_len"
-        )
+    if busy_rows < 1:
+        raise ValueError(f"busy_rows {busy_rows} must be at least 1")
     if not scale > 0:
         raise ValueError(f"scale must be above 0, got {scale}")
-    if can_launch(q_THd, key_pages, value_pages, page_table_SP, row_offsets_S1, kv_limit_T):
+    given = (q_THd, key_pages, value_pages, page_table_MP, row_table_S, row_offsets_S1, kv_limit_T)
+    if can_launch(*given):
         plan = attention_plan(
             q_THd.device,
             q_THd.dtype,
             num_tokens=num_tokens,
-            num_rows=page_table_SP.shape[0],
+            busy_rows=busy_rows,
             num_kv_heads=num_kv_heads,
             group=num_heads // num_kv_heads,
             head_dim=head_dim,
             max_row_len=max_row_len,
             max_kv_len=max_kv_len,
         )
-        return launch_attention(
-            q_THd,
-            key_pages,
-            value_pages,
-            page_table_SP,
-            row_offsets_S1.contiguous(),
-            kv_limit_T.contiguous(),
-            scale=scale,
-            plan=plan,
-        )
+        return launch_attention(*given, busy_rows=busy_rows, scale=scale, plan=plan)
     return paged_attention_reference(
-        q_THd,
-        key_pages,
-        value_pages,
-        page_table_SP,
-        row_offsets_S1,
-        kv_limit_T,
-        max_row_len=max_row_len,
-        max_kv_len=max_kv_len,
-        scale=scale,
+        *given, max_row_len=max_row_len, max_kv_len=max_kv_len, scale=scale
     )
 
 
@@ -143,7 +132,8 @@ def paged_attention_reference(
     q_THd: Tensor,
     key_pages: Tensor,
     value_pages: Tensor,
-    page_table_SP: Tensor,
+    page_table_MP: Tensor,
+    row_table_S: Tensor,
     row_offsets_S1: Tensor,
     kv_limit_T: Tensor,
     *,
@@ -159,10 +149,13 @@ def paged_attention_reference(
     """
     num_tokens, num_heads, head_dim = q_THd.shape
     _, page_size, num_kv_heads, _ = key_pages.shape
+    on_cpu = q_THd.device.type == "cpu"
+    if on_cpu:  # where reading a number is free, and looking at no more than is seen pays
+        max_row_len = max(int(row_offsets_S1.diff().max()), 1)
+        max_kv_len = int(kv_limit_T.max())
     num_pages = -(-max_kv_len // page_size)
     padded_kv_len = num_pages * page_size
     row_elements = padded_kv_len * max(num_kv_heads * head_dim, num_heads * max_row_len)
-    on_cpu = q_THd.device.type == "cpu"
     chunk_elements = MAX_CHUNK_ELEMENTS_CPU if on_cpu else MAX_CHUNK_ELEMENTS
     chunk_rows = max(1, chunk_elements // row_elements)
 
@@ -180,14 +173,14 @@ def paged_attention_reference(
             q_THd[token_SL[rows]],
             key_pages,
             value_pages,
-            page_table_SP[rows, :num_pages].long(),
+            page_table_MP[row_table_S[rows].long(), :num_pages].long(),
             kv_limit_SL[rows],
             scale,
         )
-    row_T = torch.searchsorted(
-        row_offsets_S1[1:].long(), torch.arange(num_tokens, device=q_THd.device), right=True
-    )
-    column_T = torch.arange(num_tokens, device=q_THd.device) - row_offsets_S1[row_T]
+    token_T = torch.arange(num_tokens, device=q_THd.device)
+    row_T = torch.searchsorted(row_offsets_S1[1:].contiguous(), token_T, right=True)
+    row_T = row_T.clamp(max=len(row_table_S) - 1)  # tokens of no row: some token of the last one
+    column_T = (token_T - row_offsets_S1[row_T]).clamp(max=max_row_len - 1)
     return out_SLHd[row_T, column_T]
 
 

@@ -1,13 +1,14 @@
 """Which tokens of a block are computed past layer 1 (FOCUS, arXiv 2601.23278, section 4).
 
-N blocks of B positions. Only masked tokens are chosen from; decoded ones that the step processes
-always go on. The paper speaks of the compressed list of masked tokens, which is the same in order
+N rows, each of which holds the processed tokens of one block of B positions; a row may be empty, or
+have nothing masked. Only masked tokens are chosen from; decoded ones that the step processes always
+go on. The paper speaks of the compressed list of masked tokens, which is the same in order
 of position.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -34,8 +35,9 @@ class Retained:
         row_offsets_N1: int32, retained tokens before each row, and of all rows.
         masked_offsets_N1: int32, the same of retained masked tokens.
         limit_N: int32, positions of its own block that the tokens of a row see.
-        counts_2: int32, evicted tokens and retained masked tokens of all rows: what the host has
+        counts_2: int32, retained tokens and retained masked tokens of all rows: what the host has
             to know, in one small copy.
+        finished_1: int32, 0 but while a kernel counts its programs in it.
     """
 
     kept_NB: Tensor
@@ -44,6 +46,34 @@ class Retained:
     masked_offsets_N1: Tensor
     limit_N: Tensor
     counts_2: Tensor
+    finished_1: Tensor
+
+    @classmethod
+    def allocate(cls, num_rows: int, block_length: int, device: torch.device | str) -> Retained:
+        """Room for a choice among so many rows: nothing retained."""
+        integers = torch.zeros(3 * num_rows + 5, dtype=torch.int32, device=device)
+        sizes = [num_rows + 1, num_rows + 1, num_rows, 2, 1]
+        row_offsets_N1, masked_offsets_N1, limit_N, counts_2, finished_1 = integers.split(sizes)
+        return cls(
+            kept_NB=torch.zeros(num_rows, block_length, dtype=torch.bool, device=device),
+            delta_NB=torch.zeros(num_rows, block_length, device=device),
+            row_offsets_N1=row_offsets_N1,
+            masked_offsets_N1=masked_offsets_N1,
+            limit_N=limit_N,
+            counts_2=counts_2,
+            finished_1=finished_1,
+        )
+
+    def first_rows(self, num_rows: int) -> Retained:
+        """Views of so many rows; the counts stay those of all."""
+        return replace(
+            self,
+            kept_NB=self.kept_NB[:num_rows],
+            delta_NB=self.delta_NB[:num_rows],
+            row_offsets_N1=self.row_offsets_N1[: num_rows + 1],
+            masked_offsets_N1=self.masked_offsets_N1[: num_rows + 1],
+            limit_N=self.limit_N[:num_rows],
+        )
 
 
 def eviction_target(num_masked_N: Tensor, mean_decoded_N: Tensor, alpha_N: Tensor) -> Tensor:
@@ -74,6 +104,7 @@ def retain(
     *,
     importance_dtype: torch.dtype,
     attend_cached: bool,
+    out: Retained | None = None,
 ) -> Retained:
     """Choose the retained tokens by the change of importance from layer 0 to layer 1.
 
@@ -95,9 +126,11 @@ def retain(
             tokens are retained depends on it.
         attend_cached: a row sees its block up to its rightmost retained or decoded token; otherwise
             up to its rightmost retained one, the published rule, even if decoded ones stand behind.
+        out: where the choice goes, of at least N rows; None: into fresh memory.
 
     Returns:
-        ``kept_NB`` is a subset of ``processed_NB``, and has a masked token wherever one is masked.
+        The N rows of ``out``; ``kept_NB`` is a subset of ``processed_NB``, and has a masked token
+        wherever one is masked.
 
     Raises:
         ValueError: a shape or dtype differs from the above.
@@ -129,45 +162,34 @@ def retain(
         raise ValueError(
             f"importance_dtype must be one of {list(TRITON_DTYPES)}, not {importance_dtype}"
         )
-    if not can_launch(first_NB, second_NB, processed_NB, masked_NB, target_N, progress_N):
-        return retain_reference(
-            first_NB,
-            second_NB,
-            processed_NB,
-            masked_NB,
-            target_N,
-            progress_N,
-            importance_dtype=importance_dtype,
-            attend_cached=attend_cached,
-        )
     num_rows, block_length = masked_NB.shape
-    integers = torch.zeros(2 * num_rows + 5, dtype=torch.int32, device=masked_NB.device)
-    row_offsets_N1, masked_offsets_N1, counts_2, finished_1 = integers.split(
-        [num_rows + 1, num_rows + 1, 2, 1]
-    )
-    retained = Retained(
-        kept_NB=masked_NB.new_empty(masked_NB.shape),
-        delta_NB=first_NB.new_empty(masked_NB.shape),
-        row_offsets_N1=row_offsets_N1,
-        masked_offsets_N1=masked_offsets_N1,
-        limit_N=integers.new_empty(num_rows),
-        counts_2=counts_2,
-    )
-    if num_rows:
+    if out is None:
+        out = Retained.allocate(num_rows, block_length, masked_NB.device)
+    if len(out.kept_NB) < num_rows or out.kept_NB.shape[1] != block_length:
+        raise ValueError(
+            f"out must have room for {num_rows} rows of {block_length} positions, got "
+            f"{tuple(out.kept_NB.shape)}; allocate it for the largest step"
+        )
+    retained = out.first_rows(num_rows)
+    given = (first_NB, second_NB, processed_NB, masked_NB, target_N, progress_N)
+    if not can_launch(*given):
+        chosen = retain_reference(
+            *given, importance_dtype=importance_dtype, attend_cached=attend_cached
+        )
+        for name, tensor in vars(chosen).items():
+            getattr(retained, name).copy_(tensor)
+    elif num_rows == 0:
+        retained.counts_2.zero_()
+    else:
         _retain_kernel[(num_rows,)](
-            first_NB.contiguous(),
-            second_NB.contiguous(),
-            processed_NB.contiguous(),
-            masked_NB.contiguous(),
-            target_N.contiguous(),
-            progress_N.contiguous(),
+            *(tensor.contiguous() for tensor in given),
             retained.kept_NB,
             retained.delta_NB,
             retained.limit_N,
-            row_offsets_N1,
-            masked_offsets_N1,
-            counts_2,
-            finished_1,
+            retained.row_offsets_N1,
+            retained.masked_offsets_N1,
+            retained.counts_2,
+            retained.finished_1,
             num_rows,
             block_length,
             IMPORTANCE_DTYPE=TRITON_DTYPES[importance_dtype],
@@ -211,14 +233,14 @@ def retain_reference(
     seen_NB = kept_NB | ~masked_NB if attend_cached else kept_NB
     row_offsets_N1 = F.pad(kept_NB.sum(1).cumsum(0), (1, 0)).int()
     masked_offsets_N1 = F.pad((kept_NB & masked_NB).sum(1).cumsum(0), (1, 0)).int()
-    num_evicted = processed_NB.sum().int() - row_offsets_N1[-1]
     return Retained(
         kept_NB=kept_NB,
         delta_NB=delta_NB,
         row_offsets_N1=row_offsets_N1,
         masked_offsets_N1=masked_offsets_N1,
         limit_N=torch.where(seen_NB, position_B + 1, 0).amax(1).int(),
-        counts_2=torch.stack([num_evicted, masked_offsets_N1[-1]]),
+        counts_2=torch.stack([row_offsets_N1[-1], masked_offsets_N1[-1]]),
+        finished_1=row_offsets_N1.new_zeros(1),
     )
 
 
@@ -261,7 +283,12 @@ def _sum_by_halves(x_NB: Tensor) -> Tensor:
 # A number and alignments that change from step to step must not make it compile anew.
 @triton.jit(
     do_not_specialize=["num_rows"],
-    do_not_specialize_on_alignment=["masked_offsets_ptr", "counts_ptr", "finished_ptr"],
+    do_not_specialize_on_alignment=[
+        "limit_ptr",
+        "masked_offsets_ptr",
+        "counts_ptr",
+        "finished_ptr",
+    ],
 )
 def _retain_kernel(
     first_ptr,
@@ -330,17 +357,14 @@ def _retain_kernel(
     if ATTEND_CACHED:
         seen = kept | (inside & (masked == 0))
     tl.store(limit_ptr + n, tl.max(tl.where(seen, position + 1, 0), 0))
-    num_kept = tl.sum(kept.to(tl.int32), 0)
-    num_kept_masked = tl.sum((kept & masked).to(tl.int32), 0)
-    tl.store(row_offsets_ptr + 1 + n, num_kept)
-    tl.store(masked_offsets_ptr + 1 + n, num_kept_masked)
-    tl.atomic_add(counts_ptr, tl.sum(processed.to(tl.int32), 0) - num_kept, sem="relaxed")
-    tl.atomic_add(counts_ptr + 1, num_kept_masked, sem="relaxed")
+    tl.store(row_offsets_ptr + 1 + n, tl.sum(kept.to(tl.int32), 0))
+    tl.store(masked_offsets_ptr + 1 + n, tl.sum((kept & masked).to(tl.int32), 0))
 
     tl.debug_barrier()  # all threads have stored before one of them counts the program as finished
     if tl.atomic_add(finished_ptr, 1, sem="acq_rel") == num_rows - 1:
-        _add_up(row_offsets_ptr + 1, num_rows, SCAN)
-        _add_up(masked_offsets_ptr + 1, num_rows, SCAN)
+        tl.store(counts_ptr, _add_up(row_offsets_ptr + 1, num_rows, SCAN))
+        tl.store(counts_ptr + 1, _add_up(masked_offsets_ptr + 1, num_rows, SCAN))
+        tl.store(finished_ptr, 0)  # as the next launch has to find it
 
 
 @triton.jit
@@ -366,10 +390,11 @@ def _sum_by_halves_of(x):
 
 @triton.jit
 def _add_up(count_ptr, num_rows, SCAN: tl.constexpr):
-    """Each count becomes the sum up to and with it."""
+    """Each count becomes the sum up to and with it; returns the sum of all."""
     before = 0
     for start in range(0, num_rows, SCAN):
         row = start + tl.arange(0, SCAN)
         count = tl.load(count_ptr + row, mask=row < num_rows, other=0)
         tl.store(count_ptr + row, before + tl.cumsum(count, 0), mask=row < num_rows)
         before += tl.sum(count, 0)
+    return before

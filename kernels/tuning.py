@@ -90,14 +90,14 @@ def attention_plan(
     dtype: torch.dtype,
     *,
     num_tokens: int,
-    num_rows: int,
+    busy_rows: int,
     num_kv_heads: int,
     group: int,
     head_dim: int,
     max_row_len: int,
     max_kv_len: int,
 ) -> AttentionPlan:
-    """Choose tile and splits for ``num_tokens`` tokens in ``num_rows`` rows.
+    """Choose tile and splits for ``num_tokens`` tokens in about ``busy_rows`` rows.
 
     The tile holds rows twice as long as the mean, since a tile too tall idles tensor cores that
     wait for memory anyway and a tile too low reads the row's pages twice.
@@ -106,7 +106,7 @@ def attention_plan(
         device: where the kernel will run.
         dtype: of queries and pages.
         num_tokens: at least 1.
-        num_rows: at least 1, empty rows counted.
+        busy_rows: at least 1.
         num_kv_heads: K.
         group: query heads per KV head.
         head_dim: d.
@@ -116,10 +116,10 @@ def attention_plan(
     if dtype == torch.float32:
         return AttentionPlan(_for_head_dim(FLOAT32_TILE, head_dim), 1)
     tiles = ATTENTION_TILES.get(capability(device), SMALL_TILES)
-    pairs_wanted = min(2 * -(-num_tokens // num_rows), max_row_len) * group
+    pairs_wanted = min(2 * -(-num_tokens // busy_rows), max_row_len) * group
     tile = next((tile for tile in tiles if tile.block_m >= pairs_wanted), tiles[-1])
     tile = _for_head_dim(tile, head_dim)
-    num_programs = max(num_rows, -(-num_tokens * group // tile.block_m)) * num_kv_heads
+    num_programs = max(busy_rows, -(-num_tokens * group // tile.block_m)) * num_kv_heads
     places = num_multiprocessors(device) * tile.programs_per_sm
     return AttentionPlan(tile, num_splits(num_programs, places, max_kv_len))
 

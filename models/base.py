@@ -1,6 +1,7 @@
 """What every model offers to the engine and to the loader.
 
-T tokens of a step, R rows that need logits, D hidden size, V vocabulary.
+T tokens of a step, R retained ones, or those of them that need logits; D hidden size, H query
+heads, d head size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -58,14 +59,40 @@ class BlockDiffusionModel(nn.Module, ABC):
     def build(cls, config: ModelConfig, stored_names: Collection[str], dtype: torch.dtype) -> Self:
         """Make the model for a checkpoint that stores weights of these names."""
 
+    @property
     @abstractmethod
-    def forward(
-        self, step: StepTensors, cache: KVCache, eviction: Eviction | None = None
-    ) -> Tensor:
-        """Run all layers: hidden states after the final norm, ``[T, D]``; fills the KV pages.
+    def hidden_size(self) -> int:
+        """D."""
 
-        Under ``eviction`` only the retained tokens go past layer 1: hidden states of these, in
-        the order of the step. Layers 0 and 1 must exist.
+    @property
+    @abstractmethod
+    def query_shape(self) -> tuple[int, int]:
+        """``(H, d)``, of the queries of one token."""
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """Of weights, activations, keys and values."""
+
+    @abstractmethod
+    def begin(
+        self, step: StepTensors, cache: KVCache, eviction: Eviction | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Everything before tokens can be left out: layer 0, and layer 1 up to its queries.
+
+        Keys and values of both layers are in their slots then, and ``eviction`` has chosen. A model
+        of one layer stops at the queries of that one, and cannot evict.
+
+        Returns:
+            The residual stream ``[T, D]``, and the queries ``[T, H, d]``.
+        """
+
+    @abstractmethod
+    def finish(self, x_RD: Tensor, q_RHd: Tensor, step: StepTensors, cache: KVCache) -> Tensor:
+        """Everything after it, for the tokens that are retained: ``step`` is of these.
+
+        Returns:
+            Hidden states after the final norm, ``[R, D]``.
         """
 
     @abstractmethod

@@ -1,6 +1,7 @@
 """The tensors that hold keys and values. Which page belongs to whom is the engine's business.
 
-K KV heads, d head size.
+Behind the pages that are dealt out lies one more, where the tokens that pad a step write their
+keys and values, and which nobody reads. K KV heads, d head size.
 """
 
 from __future__ import annotations
@@ -13,18 +14,20 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class LayerKV:
-    """The pages of one layer, each ``[num_pages, page_size, K, d]``, written in place."""
+    """The pages of one layer, each ``[num_pages + 1, page_size, K, d]``, written in place."""
 
     key_pages: Tensor
     value_pages: Tensor
 
 
 class KVCache:
-    """Pages of all layers: two tensors ``[num_layers, num_pages, page_size, K, d]``, zero at first.
+    """Pages of all layers: two tensors ``[num_layers, num_pages + 1, page_size, K, d]``, zero at
+    first.
 
     Args:
         num_layers: layers of the model.
-        num_pages: pages per layer; one page number means the same tokens in every layer.
+        num_pages: pages per layer to deal out; one page number means the same tokens in every
+            layer.
         page_size: tokens per page.
         num_kv_heads: KV heads held here.
         head_dim: dimensions per head.
@@ -43,17 +46,22 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device | str,
     ) -> None:
-        shape = (num_layers, num_pages, page_size, num_kv_heads, head_dim)
+        shape = (num_layers, num_pages + 1, page_size, num_kv_heads, head_dim)
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
 
     @property
     def num_pages(self) -> int:
-        return self.keys.shape[1]
+        return self.keys.shape[1] - 1
 
     @property
     def page_size(self) -> int:
         return self.keys.shape[2]
+
+    @property
+    def trash_slot(self) -> int:
+        """A slot that nobody reads."""
+        return self.num_pages * self.page_size
 
     def read(self, slot_T: Tensor) -> tuple[Tensor, Tensor]:
         """A copy of the keys and values of some slots in all layers, ``[layers, T, K, d]`` each."""

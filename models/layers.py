@@ -5,13 +5,15 @@ T tokens, D hidden size, I intermediate size, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from focus_ray.kernels.linear import linear, linear_swiglu
 from focus_ray.kernels.rms_norm import add_rms_norm, rms_norm
 from focus_ray.kernels.rotary import rotary_table
-from focus_ray.kernels.swiglu import swiglu
 
 
 class Linear(nn.Module):
@@ -21,8 +23,45 @@ class Linear(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(out_size, in_size, dtype=dtype), requires_grad=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight)
+    def forward(self, x_TD: Tensor) -> Tensor:
+        return linear(x_TD, self.weight)
+
+
+class FusedLinear(nn.Module):
+    """Several linear maps of one input as one product; their weights lie one below the other.
+
+    ``part_sizes`` names each map as checkpoints do, with its number of outputs.
+    """
+
+    def __init__(self, in_size: int, part_sizes: Mapping[str, int], dtype: torch.dtype) -> None:
+        super().__init__()
+        self.part_sizes = dict(part_sizes)
+        self.weight = nn.Parameter(
+            torch.empty(sum(part_sizes.values()), in_size, dtype=dtype), requires_grad=False
+        )
+
+    def forward(self, x_TD: Tensor) -> tuple[Tensor, ...]:
+        """The outputs of the maps in their order: views of one tensor."""
+        outputs_TO = linear(x_TD, self.weight)
+        return tuple(outputs_TO.split([*self.part_sizes.values()], dim=1))
+
+    def parts(self) -> dict[str, Tensor]:
+        """The weight of each map, a view of the one weight."""
+        return dict(
+            zip(self.part_sizes, self.weight.split([*self.part_sizes.values()]), strict=True)
+        )
+
+
+def stored_weights(model: nn.Module) -> dict[str, Tensor]:
+    """All weights under the names of a checkpoint, which stores the parts of fused ones apart."""
+    weights: dict[str, Tensor] = dict(model.named_parameters())
+    for name, module in model.named_modules():
+        if isinstance(module, FusedLinear):
+            del weights[f"{name}.weight"]
+            owner = name.rpartition(".")[0]
+            for part, weight in module.parts().items():
+                weights[f"{owner}.{part}.weight"] = weight
+    return weights
 
 
 class Embedding(nn.Module):
@@ -58,12 +97,12 @@ class SwiGLU(nn.Module):
 
     def __init__(self, hidden_size: int, intermediate_size: int, dtype: torch.dtype) -> None:
         super().__init__()
-        self.gate_proj = Linear(hidden_size, intermediate_size, dtype)
-        self.up_proj = Linear(hidden_size, intermediate_size, dtype)
+        sizes = {"gate_proj": intermediate_size, "up_proj": intermediate_size}
+        self.gate_up_proj = FusedLinear(hidden_size, sizes, dtype)
         self.down_proj = Linear(intermediate_size, hidden_size, dtype)
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        gated: Tensor = self.down_proj(swiglu(self.gate_proj(x_TD), self.up_proj(x_TD)))
+        gated: Tensor = self.down_proj(linear_swiglu(x_TD, self.gate_up_proj.weight))
         return gated
 
 

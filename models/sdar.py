@@ -14,12 +14,21 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from focus_ray.kernels.fill_kv import fill_kv
+from focus_ray.kernels.linear import linear
 from focus_ray.kernels.norm_rotary import norm_rotary
 from focus_ray.kernels.paged_attention import paged_attention
 from focus_ray.models.base import BlockDiffusionModel, ModelConfig
 from focus_ray.models.eviction import Eviction
 from focus_ray.models.kv_cache import KVCache, LayerKV
-from focus_ray.models.layers import Embedding, Linear, RMSNorm, Rotary, SwiGLU
+from focus_ray.models.layers import (
+    Embedding,
+    FusedLinear,
+    Linear,
+    RMSNorm,
+    Rotary,
+    SwiGLU,
+    stored_weights,
+)
 from focus_ray.models.published import (
     known_fields,
     published_dtype,
@@ -90,9 +99,8 @@ class SdarAttention(nn.Module):
         self.head_dim = config.head_dim
         query_size = config.num_attention_heads * config.head_dim
         kv_size = config.num_key_value_heads * config.head_dim
-        self.q_proj = Linear(config.hidden_size, query_size, dtype)
-        self.k_proj = Linear(config.hidden_size, kv_size, dtype)
-        self.v_proj = Linear(config.hidden_size, kv_size, dtype)
+        sizes = {"q_proj": query_size, "k_proj": kv_size, "v_proj": kv_size}
+        self.qkv_proj = FusedLinear(config.hidden_size, sizes, dtype)
         self.o_proj = Linear(query_size, config.hidden_size, dtype)
         self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps, dtype)
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps, dtype)
@@ -101,17 +109,18 @@ class SdarAttention(nn.Module):
         self, x_TD: Tensor, rotary_P2r2: Tensor, step: StepTensors, layer_kv: LayerKV
     ) -> tuple[Tensor, Tensor]:
         """Queries ``[T, H, d]`` and keys ``[T, K, d]``; keys and values are in their slots."""
-        heads = (-1, self.head_dim)
+        q_THd, k_TKd, v_TKd = (
+            part_TX.unflatten(1, (-1, self.head_dim)) for part_TX in self.qkv_proj(x_TD)
+        )
         q_THd, k_TKd = norm_rotary(
-            self.q_proj(x_TD).unflatten(1, heads),
-            self.k_proj(x_TD).unflatten(1, heads),
+            q_THd,
+            k_TKd,
             self.q_norm.weight,
             self.k_norm.weight,
             self.q_norm.eps,
             rotary_P2r2,
             step.positions_T,
         )
-        v_TKd = self.v_proj(x_TD).unflatten(1, heads)
         fill_kv(k_TKd, v_TKd, step.slot_T, layer_kv.key_pages, layer_kv.value_pages)
         return q_THd, k_TKd
 
@@ -121,11 +130,13 @@ class SdarAttention(nn.Module):
             q_THd,
             layer_kv.key_pages,
             layer_kv.value_pages,
-            step.page_table_SP,
+            step.page_table_MP,
+            step.row_table_S,
             step.row_offsets_S1,
             step.kv_limit_T,
             max_row_len=step.max_row_len,
             max_kv_len=step.max_kv_len,
+            busy_rows=step.busy_rows,
             scale=self.head_dim**-0.5,
         )
         projected_TD: Tensor = self.o_proj(out_THd.flatten(1))
@@ -185,23 +196,38 @@ class SdarDecoder(nn.Module):
             config.max_position_embeddings, config.head_dim, config.rope_theta, dtype
         )
 
-    def forward(
-        self, step: StepTensors, cache: KVCache, eviction: Eviction | None = None
-    ) -> Tensor:
+    def begin(
+        self, step: StepTensors, cache: KVCache, eviction: Eviction | None
+    ) -> tuple[Tensor, Tensor]:
+        rotary_P2r2, first_kv = self.rotary.table_P2r2, cache.layer(0)
+        first, *others = self._layers()
         x_TD: Tensor = self.embed_tokens(step.token_ids_T)
-        added_TD: Tensor | None = None
-        for layer_index, layer in enumerate(self.layers):
-            assert isinstance(layer, SdarLayer)
-            layer_kv = cache.layer(layer_index)
-            x_TD, q_THd, k_TKd = layer.begin(x_TD, added_TD, self.rotary.table_P2r2, step, layer_kv)
-            if eviction is not None and layer_index == 0:
-                eviction.observe(q_THd, k_TKd, step)
-            if eviction is not None and layer_index == 1:
-                x_TD, q_THd, step = eviction.retain(x_TD, q_THd, k_TKd, step)
-            x_TD, added_TD = layer.finish(x_TD, q_THd, step, layer_kv)
-        hidden_TD: Tensor
-        hidden_TD, _ = self.norm(x_TD, added_TD)
-        return hidden_TD
+        x_TD, q_THd, k_TKd = first.begin(x_TD, None, rotary_P2r2, step, first_kv)
+        if not others:
+            assert eviction is None, "eviction compares two layers, and there is one"
+            return x_TD, q_THd
+        if eviction is not None:
+            eviction.observe(q_THd, k_TKd, step)
+        x_TD, added_TD = first.finish(x_TD, q_THd, step, first_kv)
+        x_TD, q_THd, k_TKd = others[0].begin(x_TD, added_TD, rotary_P2r2, step, cache.layer(1))
+        if eviction is not None:
+            eviction.choose(q_THd, k_TKd, step)
+        return x_TD, q_THd
+
+    def finish(self, x_RD: Tensor, q_RHd: Tensor, step: StepTensors, cache: KVCache) -> Tensor:
+        layers = self._layers()
+        begun = min(1, len(layers) - 1)
+        x_RD, added_RD = layers[begun].finish(x_RD, q_RHd, step, cache.layer(begun))
+        for index, layer in enumerate(layers[begun + 1 :], begun + 1):
+            layer_kv = cache.layer(index)
+            x_RD, q_RHd, _ = layer.begin(x_RD, added_RD, self.rotary.table_P2r2, step, layer_kv)
+            x_RD, added_RD = layer.finish(x_RD, q_RHd, step, layer_kv)
+        hidden_RD: Tensor
+        hidden_RD, _ = self.norm(x_RD, added_RD)
+        return hidden_RD
+
+    def _layers(self) -> list[SdarLayer]:
+        return [layer for layer in self.layers if isinstance(layer, SdarLayer)]
 
 
 class SdarForCausalLM(BlockDiffusionModel):
@@ -222,15 +248,29 @@ class SdarForCausalLM(BlockDiffusionModel):
         tied = HEAD_WEIGHT not in stored_names and config.tie_word_embeddings is not False
         return cls(config, tied=tied, dtype=dtype)
 
-    def forward(
+    @property
+    def hidden_size(self) -> int:
+        return self.config.hidden_size
+
+    @property
+    def query_shape(self) -> tuple[int, int]:
+        return self.config.num_attention_heads, self.config.head_dim
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.norm.weight.dtype
+
+    def begin(
         self, step: StepTensors, cache: KVCache, eviction: Eviction | None = None
-    ) -> Tensor:
-        hidden_TD: Tensor = self.model(step, cache, eviction)
-        return hidden_TD
+    ) -> tuple[Tensor, Tensor]:
+        return self.model.begin(step, cache, eviction)
+
+    def finish(self, x_RD: Tensor, q_RHd: Tensor, step: StepTensors, cache: KVCache) -> Tensor:
+        return self.model.finish(x_RD, q_RHd, step, cache)
 
     def compute_logits(self, hidden_RD: Tensor) -> Tensor:
         head = self.model.embed_tokens if self.lm_head is None else self.lm_head
-        return nn.functional.linear(hidden_RD, head.weight)
+        return linear(hidden_RD, head.weight)
 
     def weight_map(self) -> dict[str, Tensor]:
-        return dict(self.named_parameters())
+        return stored_weights(self)

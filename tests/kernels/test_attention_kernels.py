@@ -26,7 +26,8 @@ TILES = [
 ]
 # Rows of one tile and of many, tokens of one row apart by more than a tile of positions, splits
 # that are empty for some rows and for some tokens.
-MIXED = Batch([[80, 33, 16], [], [5], [40] * 11, [70]])
+MIXED = Batch([[80, 33, 16], [5], [40] * 11, [70], [], []], unowned=3)
+OWNED = sum(map(len, MIXED.rows))
 
 
 def launch(inputs: dict[str, Any], plan: AttentionPlan) -> Tensor:
@@ -120,7 +121,7 @@ def test_a_row_gets_the_same_bits_in_any_company(num_splits: int, device: torch.
             inputs
             | {
                 "q_THd": inputs["q_THd"][tokens],
-                "page_table_SP": inputs["page_table_SP"][row : row + 1],
+                "row_table_S": inputs["row_table_S"][row : row + 1],
                 "row_offsets_S1": torch.tensor([0, len(limits)], device=device),
                 "kv_limit_T": inputs["kv_limit_T"][tokens],
             },

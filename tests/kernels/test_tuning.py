@@ -23,34 +23,34 @@ def plan(dtype: torch.dtype = torch.bfloat16, **sizes: int) -> AttentionPlan:
 
 @pytest.mark.usefixtures("plan_on_hopper")
 def test_short_rows_take_low_tiles_although_a_long_one_is_among_them() -> None:
-    found = plan(num_tokens=256 * 4, num_rows=256, max_row_len=64, max_kv_len=2048)
+    found = plan(num_tokens=256 * 4, busy_rows=256, max_row_len=64, max_kv_len=2048)
     assert found.tile.block_m == 32
     assert found.num_splits == 1
 
 
 @pytest.mark.usefixtures("plan_on_hopper")
 def test_full_rows_take_one_tile_each() -> None:
-    found = plan(num_tokens=64 * 32, num_rows=64, max_row_len=32, max_kv_len=1024)
+    found = plan(num_tokens=64 * 32, busy_rows=64, max_row_len=32, max_kv_len=1024)
     assert (found.tile.block_m, found.num_splits) == (128, 1)
 
 
 @pytest.mark.usefixtures("plan_on_hopper")
 def test_one_long_sequence_is_spread_over_the_gpu() -> None:
-    found = plan(num_tokens=32, num_rows=1, max_row_len=32, max_kv_len=2048)
+    found = plan(num_tokens=32, busy_rows=1, max_row_len=32, max_kv_len=2048)
     assert found.num_splits * SDAR_8B["num_kv_heads"] >= 64
 
 
 @pytest.mark.usefixtures("plan_on_hopper")
-@pytest.mark.parametrize("num_rows", [1, 3, 500])
-def test_float32_takes_the_same_plan_for_every_batch(num_rows: int) -> None:
-    found = plan(torch.float32, num_tokens=8, num_rows=num_rows, max_row_len=8, max_kv_len=9000)
+@pytest.mark.parametrize("busy_rows", [1, 3, 500])
+def test_float32_takes_the_same_plan_for_every_batch(busy_rows: int) -> None:
+    found = plan(torch.float32, num_tokens=8, busy_rows=busy_rows, max_row_len=8, max_kv_len=9000)
     assert found == AttentionPlan(tuning.FLOAT32_TILE, 1)
 
 
 @pytest.mark.usefixtures("plan_on_hopper")
 @pytest.mark.parametrize("head_dim", [192, 256, 512])
 def test_large_heads_take_no_more_memory(head_dim: int) -> None:
-    sizes = {"num_tokens": 640, "num_rows": 20, "max_row_len": 32, "max_kv_len": 100}
+    sizes = {"num_tokens": 640, "busy_rows": 20, "max_row_len": 32, "max_kv_len": 100}
     found = plan(**{**sizes, "head_dim": head_dim}).tile
     padded = 1 << (head_dim - 1).bit_length()
     assert found.block_n * padded <= max(tile.block_n for tile in HOPPER_TILES) * 128
@@ -76,6 +76,6 @@ def test_splits_fill_the_gpu_once(num_programs: int, max_kv_len: int, expected: 
 
 def test_a_cpu_takes_tiles_that_any_gpu_could() -> None:
     cpu = torch.device("cpu")
-    sizes = {"num_tokens": 8, "num_rows": 2, "max_row_len": 4, "max_kv_len": 100}
+    sizes = {"num_tokens": 8, "busy_rows": 2, "max_row_len": 4, "max_kv_len": 100}
     found = attention_plan(cpu, torch.float16, **SDAR_8B, **sizes)
     assert found.tile in tuning.SMALL_TILES

@@ -69,7 +69,7 @@ def block_causal_logits(
     model, spec = loaded.model, loaded.spec
     device = next(model.parameters()).device
     pages_each = -(-max(map(len, prompts)) // page_size)
-    positions, limits, slots, tables, row_lens = [], [], [], [], []
+    positions, limits, slots, tables, row_tables, row_lens = [], [], [], [], [], []
     for index, prompt in enumerate(prompts):
         pages = torch.arange(pages_each) * len(prompts) + index
         position = torch.arange(len(prompt))
@@ -77,17 +77,20 @@ def block_causal_logits(
         limits.append(((position // block_length + 1) * block_length).clamp(max=len(prompt)))
         slots.append(pages[position // page_size] * page_size + position % page_size)
         lens = [len(block) for block in position.split(block_length)]
-        tables += [pages] * len(lens)
+        tables.append(pages)
+        row_tables += [index] * len(lens)
         row_lens += lens
     step = StepTensors(
         token_ids_T=torch.cat(prompts).to(device),
         positions_T=torch.cat(positions).to(device),
         kv_limit_T=torch.cat(limits).to(device, torch.int32),
         slot_T=torch.cat(slots).to(device),
-        page_table_SP=torch.stack(tables).to(device, torch.int32),
+        page_table_MP=torch.stack(tables).to(device, torch.int32),
+        row_table_S=torch.tensor(row_tables, dtype=torch.int32, device=device),
         row_offsets_S1=torch.tensor([0, *row_lens]).cumsum(0).to(device, torch.int32),
         max_row_len=max(row_lens),
         max_kv_len=max(map(len, prompts)),
+        busy_rows=len(row_lens),
     )
     cache = KVCache(
         num_layers=spec.num_layers,
@@ -99,5 +102,6 @@ def block_causal_logits(
         device=device,
     )
     with torch.inference_mode():
-        logits_TV = model.compute_logits(model(step, cache))
+        x_TD, q_THd = model.begin(step, cache)
+        logits_TV = model.compute_logits(model.finish(x_TD, q_THd, step, cache))
     return list(logits_TV.cpu().split([len(prompt) for prompt in prompts]))

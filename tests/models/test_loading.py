@@ -39,10 +39,20 @@ def index_of(shards: dict[str, Weights]) -> dict[str, object]:
 def test_every_weight_is_the_stored_one(golden_sdar: Path, weights: Weights) -> None:
     loaded = load_model(str(golden_sdar), device="cpu", dtype=None)
     assert (loaded.dtype, loaded.path) == (torch.bfloat16, golden_sdar)
-    parameters = dict(loaded.model.named_parameters())
-    assert parameters.keys() == weights.keys()
+    filled = loaded.model.weight_map()
+    assert filled.keys() == weights.keys()
     for name, stored in weights.items():
-        assert torch.equal(parameters[name], stored), name
+        assert torch.equal(filled[name], stored), name
+
+
+def test_parts_of_a_fused_weight_fill_all_of_it(golden_sdar: Path, weights: Weights) -> None:
+    parameters = dict(load(golden_sdar).named_parameters())
+    for fused, names in (
+        ("self_attn.qkv_proj", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+        ("mlp.gate_up_proj", ("mlp.gate_proj", "mlp.up_proj")),
+    ):
+        parts = [weights[f"model.layers.1.{name}.weight"] for name in names]
+        assert torch.equal(parameters[f"model.layers.1.{fused}.weight"], torch.cat(parts))
 
 
 @pytest.mark.parametrize("indexed", [True, False], ids=["with an index", "without an index"])

@@ -115,10 +115,12 @@ def forward(
         positions_T=positions_T,
         kv_limit_T=limit_T.to(torch.int32),
         slot_T=positions_T,
-        page_table_SP=torch.arange(num_pages, dtype=torch.int32, device=device).repeat(num_rows, 1),
+        page_table_MP=torch.arange(num_pages, dtype=torch.int32, device=device)[None],
+        row_table_S=torch.zeros(num_rows, dtype=torch.int32, device=device),
         row_offsets_S1=row_offsets_S1.to(torch.int32),
         max_row_len=min(block_length, num_tokens),
         max_kv_len=num_tokens,
+        busy_rows=num_rows,
     )
     cache = KVCache(
         num_layers=spec.num_layers,
@@ -134,7 +136,8 @@ def forward(
         layer.input_layernorm.register_forward_hook(lambda _m, _a, out: inputs.append(out[1]))
         for layer in decoder_layers(model)
     ]
-    hidden_TD = model(step, cache)
+    x_TD, q_THd = model.begin(step, cache)
+    hidden_TD = model.finish(x_TD, q_THd, step, cache)
     for hook in hooks:
         hook.remove()
     return model.compute_logits(hidden_TD).cpu(), [x.cpu() for x in (*inputs, hidden_TD)]
