@@ -73,6 +73,8 @@ def launch_linear(
         partial_shape = (tile.num_splits, tiles, block_t, tile.block_o)
         partial = x_TD.new_empty(partial_shape, dtype=torch.float32)
         finished = finished_counters(x_TD.device)
+    share_bytes = inner // tile.num_splits * weight_OD.element_size()
+    prefetch_bytes = min(tile.prefetch_bytes, share_bytes) if overlaps(x_TD.device) else 0
     _linear_kernel[(tiles, tile.num_splits)](
         x_TD,
         weight_OD,
@@ -89,7 +91,7 @@ def launch_linear(
         BLOCK_D=tile.block_d,
         SPLITS=tile.num_splits,
         STAGES=tile.num_stages,
-        PREFETCH_BYTES=tile.prefetch_bytes if overlaps(x_TD.device) else 0,
+        PREFETCH_BYTES=prefetch_bytes,
         num_warps=tile.num_warps,
         **overlap_options(x_TD.device),
     )
