@@ -25,7 +25,9 @@ def emit(slots: Slots, after: BlocksAfter) -> list[NewTokens]:
     Nothing of the block behind a closed one is decoded yet, so one block is all there is to see.
     """
     block_length = slots.block_length
-    prefix_M = np.where(after.decoded_MB.all(1), block_length, after.decoded_MB.argmin(1))
+    first_mask_M = after.decoded_MB.argmin(1)  # or a decoded token, where there is no mask
+    is_whole_M = after.decoded_MB[np.arange(len(first_mask_M)), first_mask_M]
+    prefix_M = np.where(is_whole_M, block_length, first_mask_M)
     end_M = np.minimum(slots.block_start_M + prefix_M, slots.limit_M)
     slots_N = np.flatnonzero(after.ours_M & (end_M > slots.emitted_end_M))
     first_N1 = (slots.emitted_end_M - slots.block_start_M)[slots_N, None]

@@ -15,11 +15,13 @@ from focus_ray.engine.slots import WANTS_TOP, BlocksAfter, Slots
 
 def record_alternatives(slots: Slots, after: BlocksAfter, result: StepResult) -> None:
     """Keep the best alternatives of newly decoded tokens."""
+    if result.top_ids_MBK is None or result.top_logprobs_MBK is None:
+        return
     num_top_M = slots.wants_M4[:, WANTS_TOP] - 1
-    for slot in np.flatnonzero((num_top_M > 0) & after.newly_MB.any(1)).tolist():
-        assert result.top_ids_MBK is not None and result.top_logprobs_MBK is not None
+    newly_MB = slots.newly_decoded(after)
+    for slot in np.flatnonzero((num_top_M > 0) & newly_MB.any(1)).tolist():
         sequence, start = slots.sequence(slot), int(slots.block_start_M[slot])
-        for offset in np.flatnonzero(after.newly_MB[slot]).tolist():
+        for offset in np.flatnonzero(newly_MB[slot]).tolist():
             ids = result.top_ids_MBK[slot, offset, : num_top_M[slot]].tolist()
             values = result.top_logprobs_MBK[slot, offset, : num_top_M[slot]].tolist()
             sequence.top_logprobs[start + offset] = tuple(zip(ids, values, strict=True))
@@ -29,8 +31,9 @@ def record_trace(slots: Slots, after: BlocksAfter, result: StepResult) -> None:
     """Append the step to the trace of every sequence that took part in it."""
     trace = result.trace
     assert trace is not None, "a trace was asked for"
+    newly_MB = slots.newly_decoded(after)
     for slot in np.flatnonzero(after.took_part_M).tolist():
-        newly_B, masked_B = after.newly_MB[slot], ~slots.decoded_MB[slot]
+        newly_B, masked_B = newly_MB[slot], ~slots.decoded_MB[slot]
         retained_B, confidence_B = trace.retained_MB[slot], trace.confidences_MB[slot]
         start = int(slots.block_start_M[slot])
         leftover = _positions(trace.leftover_MB[slot], start - slots.block_length)

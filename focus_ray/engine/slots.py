@@ -8,6 +8,7 @@ was taken up; the device may be a step or two ahead.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +34,6 @@ class BlocksAfter:
         took_part_M: bool, of these, those whose block the step processed.
         closed_M: bool, blocks that are wholly decoded now, and make place for the next.
         token_ids_MB, decoded_MB, logprobs_MB: of these blocks, closed or not.
-        newly_MB: bool, decoded in the step.
         counted_MC: int64, what the step did for each sequence; 0 where not ours.
     """
 
@@ -43,7 +43,6 @@ class BlocksAfter:
     token_ids_MB: NDArray[np.int32]
     decoded_MB: NDArray[np.bool_]
     logprobs_MB: NDArray[np.float32]
-    newly_MB: NDArray[np.bool_]
     counted_MC: NDArray[np.int64]
 
 
@@ -181,29 +180,42 @@ class Slots:
         """
         ours_M = (launched_M != NOBODY) & (launched_M == self.admitted_M)
         closed_M = ours_M & (result.block_start_M != self.block_start_M)
-        closed_M1 = closed_M[:, None]
-        decoded_MB = result.decoded_MB | closed_M1
-        counted_MC = np.where(ours_M[:, None], result.counts_MC - self.counts_MC, 0)
+        counted_MC = (result.counts_MC - self.counts_MC) * ours_M[:, None]
+        token_ids_MB, decoded_MB = result.token_ids_MB.copy(), result.decoded_MB.copy()
+        logprobs_MB = result.logprobs_MB.copy()
+        closed = np.flatnonzero(closed_M)  # a few: the rest is copied whole, which is cheap
+        token_ids_MB[closed] = result.closed_ids_MB[closed]
+        decoded_MB[closed] = True
+        logprobs_MB[closed] = result.closed_logprobs_MB[closed]
         return BlocksAfter(
             ours_M=ours_M,
             took_part_M=counted_MC[:, 0] > 0,  # denoising steps
             closed_M=closed_M,
-            token_ids_MB=np.where(closed_M1, result.closed_ids_MB, result.token_ids_MB),
+            token_ids_MB=token_ids_MB,
             decoded_MB=decoded_MB,
-            logprobs_MB=np.where(closed_M1, result.closed_logprobs_MB, result.logprobs_MB),
-            newly_MB=decoded_MB & ~self.decoded_MB & ours_M[:, None],
+            logprobs_MB=logprobs_MB,
             counted_MC=counted_MC,
         )
 
+    def newly_decoded(self, after: BlocksAfter) -> NDArray[np.bool_]:
+        """``[M, B]`` bool: what a step decoded; before ``take``."""
+        return after.decoded_MB & ~self.decoded_MB & after.ours_M[:, None]
+
     def take(self, result: StepResult, after: BlocksAfter) -> None:
         """Bring the mirrors up to the step."""
-        ours_M, ours_M1 = after.ours_M, after.ours_M[:, None]
-        np.copyto(self.active_M, result.active_M, where=ours_M)
-        np.copyto(self.block_start_M, result.block_start_M, where=ours_M)
-        np.copyto(self.step_M, result.denoising_step_M, where=ours_M)
-        np.copyto(self.token_ids_MB, result.token_ids_MB, where=ours_M1)
-        np.copyto(self.decoded_MB, result.decoded_MB, where=ours_M1)
-        np.copyto(self.logprobs_MB, result.logprobs_MB, where=ours_M1)
+        others = np.flatnonzero(~after.ours_M)
+
+        def updated(mirror: NDArray[Any], news: NDArray[Any]) -> NDArray[Any]:
+            found = news.astype(mirror.dtype)
+            found[others] = mirror[others]
+            return found
+
+        self.active_M = updated(self.active_M, result.active_M)
+        self.block_start_M = updated(self.block_start_M, result.block_start_M)
+        self.step_M = updated(self.step_M, result.denoising_step_M)
+        self.token_ids_MB = updated(self.token_ids_MB, result.token_ids_MB)
+        self.decoded_MB = updated(self.decoded_MB, result.decoded_MB)
+        self.logprobs_MB = updated(self.logprobs_MB, result.logprobs_MB)
         self.counts_MC += after.counted_MC
 
     def _snapshot(self, slot: int) -> BlockSnapshot:
