@@ -37,25 +37,37 @@ class Completion:
         self._num_tokens = 0
         rule = params.repetition_detection
         self._repetition = None if rule is None else RepetitionWatch(rule)
+        # whether only ids can end the text, so that tokens need not be looked at one by one
+        self._ends_by_ids = not params.stop and rule is None
 
     def take(self, new: NewTokens) -> TokenDelta:
         """The delta for tokens that became final; carries a finish reason if they end it."""
-        text = ""
+        sequence, token_ids = self.sequence, new.token_ids
+        if self._ends_by_ids and sequence.stop_token_ids.isdisjoint(token_ids):
+            # what nearly every delta is: hundreds of them in a step, so it takes no detours
+            self._num_tokens += len(token_ids)
+            text, num_taken, end = self._detokenizer.append(token_ids), len(token_ids), None
+        else:
+            text, num_taken, end = self._take_runs(token_ids)
+        if end is None and self._num_tokens == sequence.params.max_tokens:
+            end = _End("length")
+        if end is not None:
+            text += self._flush()
+        logprobs = None if new.logprobs is None else new.logprobs[:num_taken]
+        return self._delta(text, token_ids[:num_taken], logprobs, end)
+
+    def _take_runs(self, token_ids: list[int]) -> tuple[str, int, _End | None]:
+        """The text, how many tokens it took, and the end if it came to one."""
+        text, num_taken = "", 0
         end: _End | None = None
-        num_taken = 0
-        for run in self._runs(new.token_ids):
+        for run in self._runs(token_ids):
             num_taken += len(run)
             self._num_tokens += len(run)
             run_text, end = self._take_run(run)
             text += run_text
             if end is not None:
                 break
-        if end is None and self._num_tokens == self.sequence.params.max_tokens:
-            end = _End("length")
-        if end is not None:
-            text += self._flush()
-        logprobs = None if new.logprobs is None else new.logprobs[:num_taken]
-        return self._delta(text, new.token_ids[:num_taken], logprobs, end)
+        return text, num_taken, end
 
     def abort(self) -> TokenDelta:
         """The last delta of a completion that was cut off."""
@@ -63,7 +75,7 @@ class Completion:
 
     def _runs(self, token_ids: list[int]) -> list[list[int]]:
         """One run, or token by token where the exact token that ends the text must be known."""
-        if self.sequence.params.stop or self._repetition is not None:
+        if not self._ends_by_ids:
             return [[token_id] for token_id in token_ids]
         for i, token_id in enumerate(token_ids):
             if token_id in self.sequence.stop_token_ids:

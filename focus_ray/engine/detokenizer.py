@@ -30,10 +30,11 @@ class Detokenizer:
         if self._tokenizer is None:
             return ""
         self._token_ids.extend(token_ids)
-        pieces = [self._stream.step(token_id) for token_id in token_ids]
-        if pieces:
-            self._holds_back = pieces[-1] is None
-        text = "".join(piece for piece in pieces if piece)
+        text = ""
+        for token_id in token_ids:
+            piece = self._stream.step(token_id)
+            self._holds_back = piece is None
+            text += piece or ""
         self._text_len += len(text)
         return text
 

@@ -132,18 +132,19 @@ class Engine:
         """Take up the oldest pass in flight."""
         result = self._runner.collect()
         self._totals["steps"] += result.num_tokens > 0
-        deltas = []
+        num_emitted, deltas = 0, []
         for new in self._scheduler.apply(result):
             sequence = new.sequence
             completion = self._completions[sequence.request_id][sequence.index]
             delta = completion.take(new)
-            self._totals["emitted_tokens"] += len(delta.token_ids)
+            num_emitted += len(delta.token_ids)
             if sequence.first_token_at is None:
                 sequence.first_token_at = time.monotonic()
             if delta.finish_reason is not None:
                 delta = self._finish(completion, delta)
                 self._forget(completion)
             deltas.append(delta)
+        self._totals["emitted_tokens"] += num_emitted
         return deltas
 
     def _took(self, elapsed_s: float, waited_s: float) -> None:
