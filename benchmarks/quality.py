@@ -4,9 +4,8 @@
     python benchmarks/quality.py --setting focus,threshold=0.8,alpha=1.5,policy=leftmost ...
 
 Every setting answers the same problems, greedily, in one engine of its own. A setting is a decoding
-mode and, after commas, what differs from the defaults: ``threshold``, ``alpha``, ``policy``,
-``block_length``, ``attend_cached``, ``round_importance``, ``recall_every``, ``num_pages`` (few of
-them, so that sequences are preempted and their KV is computed again).
+mode and, after commas, what differs from the defaults, by the names of ``settings.py``; few
+``num_pages``, for example, let sequences be preempted and their KV be computed again.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import math
 import platform
 import shlex
 import sys
@@ -28,7 +26,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from focus_ray import LLM, RequestOutput, SamplingParams
+from focus_ray import LLM, SamplingParams
 from focus_ray.benchmarks.decoding_steps import (
     Decoding,
     Signal,
@@ -37,23 +35,13 @@ from focus_ray.benchmarks.decoding_steps import (
     placed_steps,
     signal_of,
 )
-from focus_ray.config import EngineConfig
+from focus_ray.benchmarks.scores import Score, scores_of
+from focus_ray.benchmarks.settings import engine_fields
 from focus_ray.engine.outputs import DecodingCounts
 from focus_ray.models.checkpoint import resolve_checkpoint
 from focus_ray.models.spec import read_spec
 from focus_ray.tasks import Task, evaluation_set
 
-Z_95 = 1.959964
-FIELD_OF_NAME = {
-    "threshold": "confidence_threshold",
-    "alpha": "focus_alpha",
-    "policy": "eviction_policy",
-    "block_length": "block_length",
-    "attend_cached": "attend_cached",
-    "round_importance": "round_importance",
-    "recall_every": "diagnose_recall_every",
-    "num_pages": "num_pages",
-}
 # An alpha of 1000 evicts nothing: decoding is that of the delayed cache, and the importance deltas
 # are there to be compared with what was decoded.
 DEFAULT_SETTINGS = (
@@ -67,25 +55,6 @@ DEFAULT_SETTINGS = (
         for alpha in (1.2, 1.5, 1.8)
     ),
 )
-
-
-@dataclass(frozen=True)
-class Score:
-    """Exact match of one kind of task with its 95 % Wilson interval."""
-
-    num_right: int
-    num_problems: int
-
-    @property
-    def share(self) -> float:
-        return self.num_right / self.num_problems
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        n, p = self.num_problems, self.share
-        middle = (p + Z_95**2 / (2 * n)) / (1 + Z_95**2 / n)
-        half = Z_95 / (1 + Z_95**2 / n) * math.sqrt(p * (1 - p) / n + Z_95**2 / (4 * n * n))
-        return middle - half, middle + half
 
 
 @dataclass(frozen=True)
@@ -103,37 +72,8 @@ class Result:
     seconds: float
 
     def as_json(self) -> dict[str, Any]:
-        scores = {
-            name: asdict(score) | {"share": score.share, "interval_95": score.interval}
-            for name, score in self.scores.items()
-        }
+        scores = {name: score.as_json() for name, score in self.scores.items()}
         return asdict(self) | {"scores": scores, "seconds": round(self.seconds, 1)}
-
-
-def engine_fields(setting: str) -> dict[str, Any]:
-    """Fields of ``EngineConfig`` that a setting names.
-
-    Raises:
-        ValueError: a part is not ``name=value`` with a known name, or the value does not fit.
-    """
-    decoding, *parts = setting.split(",")
-    fields: dict[str, Any] = {"decoding": decoding}
-    for part in parts:
-        name, _, value = part.partition("=")
-        if name not in FIELD_OF_NAME:
-            raise ValueError(f"{name!r} is none of {', '.join(FIELD_OF_NAME)}")
-        fields[FIELD_OF_NAME[name]] = value
-    return EngineConfig(**fields).model_dump(include=set(fields))
-
-
-def scores_of(tasks: Sequence[Task], outputs: Sequence[RequestOutput]) -> dict[str, Score]:
-    """Exact match over all, then per kind of task in the order of the set."""
-    hits: dict[str, list[bool]] = {"all": []}
-    for task, output in zip(tasks, outputs, strict=True):
-        right = task.is_right(output.outputs[0].text)
-        hits["all"].append(right)
-        hits.setdefault(task.name, []).append(right)
-    return {name: Score(sum(right), len(right)) for name, right in hits.items()}
 
 
 def measure(setting: str, tasks: Sequence[Task], args: argparse.Namespace) -> Result:
@@ -163,7 +103,9 @@ def measure(setting: str, tasks: Sequence[Task], args: argparse.Namespace) -> Re
     assert all_blocks is not None
     return Result(
         setting=setting,
-        scores=scores_of(tasks, outputs),
+        scores=scores_of(
+            (task, output.outputs[0].text) for task, output in zip(tasks, outputs, strict=True)
+        ),
         counts=asdict(counts),
         all_blocks=all_blocks,
         full_blocks=decoding_of(full),
