@@ -6,9 +6,12 @@ M slots, B block length, S rows, N slots that took part in the step, L blocks th
 from __future__ import annotations
 
 import torch
+import triton
 from torch import Tensor
 
+from focus_ray.kernels.advance_kernels import advance_blocks_kernel
 from focus_ray.kernels.delayed_cache import after_step
+from focus_ray.kernels.launch import can_launch
 from focus_ray.kernels.rows import Rows
 from focus_ray.kernels.slot_words import SlotWords
 from focus_ray.kernels.unmasking import choose_unmasked, quota
@@ -67,17 +70,33 @@ def advance_blocks(
                 f"{name} must be contiguous {dtype} {list(wanted)}, got {tensor.dtype} "
                 f"{list(tensor.shape)}"
             )
-    advance_blocks_reference(
-        words,
-        rows,
-        kept_SB,
-        token_MB,
-        confidence_MB,
-        logprob_MB,
-        mask_token_id=mask_token_id,
-        whole_blocks=whole_blocks,
-        chosen_MB=chosen_MB,
-        decodable_MB=decodable_MB,
+    given = (kept_SB, token_MB, confidence_MB, logprob_MB)
+    if not can_launch(words.words_MW, rows.row_of_slot_M, *given, chosen_MB):
+        advance_blocks_reference(
+            words,
+            rows,
+            *given,
+            mask_token_id=mask_token_id,
+            whole_blocks=whole_blocks,
+            chosen_MB=chosen_MB,
+            decodable_MB=decodable_MB,
+        )
+        return
+    block = triton.next_power_of_2(words.layout.block_length)
+    advance_blocks_kernel[(words.num_slots,)](
+        words.words_MW,
+        rows.row_of_slot_M,
+        rows.processed_SB,
+        *given,
+        chosen_MB,
+        decodable_MB,
+        words.words_MW.stride(0),
+        words.layout.num_stop_ids,
+        mask_token_id,
+        BLOCK_LENGTH=words.layout.block_length,
+        WHOLE_BLOCKS=whole_blocks,
+        BLOCK=block,
+        num_warps=max(1, block * block // 1024),
     )
 
 

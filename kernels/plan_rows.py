@@ -7,12 +7,18 @@ take part, R rows, T tokens.
 from __future__ import annotations
 
 import torch
+import triton
 from torch import Tensor
 
 from focus_ray.kernels.delayed_cache import processing_set
+from focus_ray.kernels.launch import can_launch
+from focus_ray.kernels.plan_kernels import place_rows_kernel, write_rows_kernel
 from focus_ray.kernels.retain import eviction_target
 from focus_ray.kernels.rows import RowRule, Rows
 from focus_ray.kernels.slot_words import SlotWords
+
+MAX_WORDS_AT_ONCE = 4096
+"""Of each of the arrays that the one program reads which counts everybody's tokens."""
 
 
 def plan_rows(
@@ -73,18 +79,85 @@ def plan_rows(
             f"out must be for {words.num_slots} slots and blocks of {block_length}, not "
             f"{len(out.row_of_slot_M)} and {out.processed_SB.shape[1]}"
         )
-    plan_rows_reference(
-        words,
-        page_table_MP,
+    if not can_launch(words.words_MW, page_table_MP, num_prefill_1, out.counts_4):
+        plan_rows_reference(
+            words,
+            page_table_MP,
+            prefill_slot_F,
+            prefill_start_F,
+            prefill_ids_FB,
+            num_prefill_1,
+            rule,
+            page_size=page_size,
+            trash_slot=trash_slot,
+            first_slot=first_slot,
+            out=out,
+        )
+        return
+    num_rows, num_tokens = len(out.row_slot_S), len(out.token_ids_C)
+    slots_at_once = triton.next_power_of_2(words.num_slots)
+    block = triton.next_power_of_2(block_length)
+    place_rows_kernel[(1,)](
+        words.words_MW,
         prefill_slot_F,
         prefill_start_F,
+        num_prefill_1,
+        out.row_slot_S,
+        out.row_start_S,
+        out.row_offsets_S1,
+        out.masked_offsets_S1,
+        out.target_S,
+        out.progress_S,
+        out.row_of_slot_M,
+        out.counts_4,
+        words.words_MW.stride(0),
+        words.num_slots,
+        num_rows,
+        num_tokens,
+        first_slot,
+        1.0 if rule.alpha is None else rule.alpha,
+        BLOCK_LENGTH=block_length,
+        WHOLE_BLOCKS=rule.whole_blocks,
+        LEFTMOST=rule.leftmost and rule.alpha is not None,
+        HAS_ALPHA=rule.alpha is not None,
+        SLOTS=slots_at_once,
+        CHUNK=max(1, min(block, MAX_WORDS_AT_ONCE // slots_at_once)),
+        ROWS=triton.next_power_of_2(num_rows + 1),
+        num_warps=max(1, min(slots_at_once // 32, 32)),
+    )
+    write_rows_kernel[(num_rows,)](
+        words.words_MW,
+        page_table_MP,
         prefill_ids_FB,
         num_prefill_1,
-        rule,
-        page_size=page_size,
-        trash_slot=trash_slot,
-        first_slot=first_slot,
-        out=out,
+        out.row_slot_S,
+        out.row_start_S,
+        out.row_offsets_S1,
+        out.masked_offsets_S1,
+        out.target_S,
+        out.row_of_slot_M,
+        out.counts_4,
+        out.processed_SB,
+        out.masked_SB,
+        out.token_ids_C,
+        out.positions_C,
+        out.slot_C,
+        out.kv_limit_C,
+        out.masked_token_C,
+        out.masked_place_C,
+        words.words_MW.stride(0),
+        page_table_MP.stride(0),
+        num_tokens,
+        page_size,
+        trash_slot,
+        words.num_slots * block_length,
+        BLOCK_LENGTH=block_length,
+        WHOLE_BLOCKS=rule.whole_blocks,
+        LEFTMOST=rule.leftmost and rule.alpha is not None,
+        ATTEND_CACHED=rule.attend_cached,
+        BLOCK=block,
+        SHARE=triton.next_power_of_2(triton.cdiv(num_tokens, num_rows)),
+        num_warps=1,
     )
 
 
@@ -167,8 +240,12 @@ def plan_rows_reference(
     _fill(out.masked_SB, False, processed_RB & ~decoded_RB)
     _fill(out.target_S, 0, torch.where(is_current_R, target_N[n_R], 0))
     _fill(out.progress_S, -1, torch.where(is_current_R, state.scalar("progress")[n_R], -1))
-    torch.cumsum(out.processed_SB.sum(1), 0, out=out.row_offsets_S1[1:])
-    torch.cumsum(out.masked_SB.sum(1), 0, out=out.masked_offsets_S1[1:])
+    for offsets_S1, among_SB in (
+        (out.row_offsets_S1, out.processed_SB),
+        (out.masked_offsets_S1, out.masked_SB),
+    ):
+        offsets_S1[0] = 0
+        offsets_S1[1:] = among_SB.sum(1).cumsum(0)
     current_R = is_current_R.nonzero()[:, 0]
     out.row_of_slot_M.fill_(-1)
     out.row_of_slot_M[slots_N[n_R[current_R]]] = current_R.int()
