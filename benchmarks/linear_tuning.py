@@ -96,7 +96,7 @@ PROGRAMS_WANTED = (130, 250, 380)
 
 def candidates(product: Product, block_t: int) -> list[LinearTile]:
     """Every cut with the splits that give about one, two and three programs a multiprocessor."""
-    found = []
+    found: list[LinearTile] = []
     for block_o, block_d, num_warps, num_stages in CUTS[block_t]:
         num_tiles, num_passes = -(-product.out_size // block_o), product.inner // block_d
         shares = [n for n in range(1, 25) if num_passes % n == 0]
@@ -128,7 +128,7 @@ def seconds(run: Callable[[], object], calls: int, repeats: int = 7) -> float:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         run()
-    times = []
+    times: list[float] = []
     for _ in range(repeats + 2):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
@@ -238,13 +238,6 @@ def precompile(
                 failed.add(job)
                 print(f"  cannot run {job}: {why}")
     return failed
-
-
-def best_tiles(table: list[Measured], num_tokens: int) -> dict[str, LinearTile]:
-    """The fastest kernel of every product."""
-    ours = [one for one in table if one.num_tokens == num_tokens and one.tile is not None]
-    ours.sort(key=lambda one: -one.seconds)
-    return {one.product: one.tile for one in ours if one.tile is not None}
 
 
 def tune(copy_bytes_per_s: float) -> list[Measured]:

@@ -16,7 +16,6 @@ from torch import Tensor
 from focus_ray.kernels.overlap import (
     let_next_begin,
     overlap_options,
-    overlaps,
     prefetch,
     wait_for_previous,
 )
@@ -74,7 +73,6 @@ def launch_linear(
         partial = x_TD.new_empty(partial_shape, dtype=torch.float32)
         finished = finished_counters(x_TD.device)
     share_bytes = inner // tile.num_splits * weight_OD.element_size()
-    prefetch_bytes = min(tile.prefetch_bytes, share_bytes) if overlaps(x_TD.device) else 0
     _linear_kernel[(tiles, tile.num_splits)](
         x_TD,
         weight_OD,
@@ -91,7 +89,7 @@ def launch_linear(
         BLOCK_D=tile.block_d,
         SPLITS=tile.num_splits,
         STAGES=tile.num_stages,
-        PREFETCH_BYTES=prefetch_bytes,
+        PREFETCH_BYTES=min(tile.prefetch_bytes, share_bytes),
         num_warps=tile.num_warps,
         **overlap_options(x_TD.device),
     )
@@ -146,7 +144,7 @@ def _linear_kernel(
     else:
         row_O = tl.minimum(tile * BLOCK_O + place_O, out_size - 1)
     weight_row_ptr = weight_ptr + row_O.to(tl.int64) * INNER + first_d
-    if PREFETCH_BYTES > 0:
+    if OVERLAP and PREFETCH_BYTES > 0:
         prefetch(weight_row_ptr, PREFETCH_BYTES)
     wait_for_previous(OVERLAP)
 

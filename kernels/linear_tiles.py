@@ -15,6 +15,7 @@ from focus_ray.kernels.tuning import capability, num_multiprocessors
 MOST_TOKENS = 64
 # Smaller weights come from the cache, and launching is what counts.
 LEAST_WEIGHT_BYTES = 8 << 20
+MOST_SPLITS = 16
 
 
 def linear_tile(x_TD: Tensor, weight_OD: Tensor, *, gated: bool) -> LinearTile | None:
@@ -34,6 +35,7 @@ def linear_tile(x_TD: Tensor, weight_OD: Tensor, *, gated: bool) -> LinearTile |
 
 
 def num_splits(num_tiles: int, num_passes: int, num_multiprocessors: int) -> int:
-    """Fewest equal shares of the inner dimension that give each multiprocessor two programs."""
+    """Fewest equal shares of the inner dimension that give two programs a multiprocessor."""
     wanted = -(-2 * num_multiprocessors // num_tiles)
-    return next((n for n in range(wanted, 17) if num_passes % n == 0), 1) if wanted > 1 else 1
+    equal = [n for n in range(1, MOST_SPLITS + 1) if num_passes % n == 0]
+    return next((n for n in equal if n >= wanted), equal[-1])

@@ -53,7 +53,7 @@ def norm_rotary_fill(
     _check(qkv_TW, q_weight, k_weight, table_P2r2, positions_T, slot_T, key_pages, value_pages)
     arguments = (q_weight, k_weight, table_P2r2, positions_T, slot_T, key_pages, value_pages)
     if not can_launch(qkv_TW, *arguments):
-        q_THd, k_TKd = norm_rotary_fill_reference(
+        q_THd, keys_TKd = norm_rotary_fill_reference(
             qkv_TW,
             q_weight,
             k_weight,
@@ -64,7 +64,7 @@ def norm_rotary_fill(
             key_pages,
             value_pages,
         )
-        return q_THd, k_TKd if keep_keys else None
+        return q_THd, keys_TKd if keep_keys else None
     num_tokens = qkv_TW.shape[0]
     num_kv_heads, head_dim = key_pages.shape[2:]
     num_heads = qkv_TW.shape[1] // head_dim - 2 * num_kv_heads
