@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,11 +14,23 @@ from focus_ray.engine.outputs import DenoisingStep
 
 @dataclass(frozen=True)
 class PlacedStep:
-    """A denoising step with the sequence around it; ``block_ids`` stood before the step."""
+    """A denoising step with the sequence around it.
+
+    Args:
+        block_ids: stood in its block before the step.
+        num_left_over: tokens of its block that the step after it computed once more, as the first
+            of the next block.
+    """
 
     output: RequestOutput
     step: DenoisingStep
     block_ids: tuple[int, ...]
+    num_left_over: int = 0
+
+    def work(self, positions: Sequence[int]) -> int:
+        """How many of these positions of the step, and of what it left over, are of its block."""
+        in_block = sum(position >= self.step.block_start for position in positions)
+        return in_block + self.num_left_over
 
     @property
     def decoded(self) -> Tensor:
@@ -31,8 +43,8 @@ class PlacedStep:
 class Decoding:
     """How blocks were decoded. Ranks count masked tokens from the left, 0 first.
 
-    Work is in tokens per decoded token, commits included: all entered layer 0, the retained ones
-    went to the end.
+    Work is in tokens of these blocks per decoded token, those included that the next block's first
+    step computed once more: all entered layer 0, the retained ones went to the end.
     """
 
     num_steps: int
@@ -59,6 +71,8 @@ def placed_steps(output: RequestOutput, block_length: int, mask_id: int) -> list
     blocks: dict[int, dict[int, int]] = {}
     for step in trace_of(output):
         start = step.block_start
+        if step.leftover:
+            placed[-1] = replace(placed[-1], num_left_over=len(step.leftover))
         known = blocks.setdefault(
             start, {p: prompt[p] for p in range(start, min(start + block_length, len(prompt)))}
         )
@@ -85,19 +99,18 @@ def in_full_blocks(
 
 def decoding_of(placed: Sequence[PlacedStep]) -> Decoding | None:
     """Tokens per step, where they stand and what they cost; None without steps."""
-    steps = [item for item in placed if not item.step.is_commit]
-    if not steps:
+    if not placed:
         return None
-    ranks = torch.cat([item.decoded.nonzero()[:, 0] for item in steps])
+    ranks = torch.cat([item.decoded.nonzero()[:, 0] for item in placed])
     num_decoded = len(ranks)
     return Decoding(
-        num_steps=len(steps),
-        tokens_per_step=num_decoded / len(steps),
-        leftmost_decoded=sum(bool(item.decoded[0]) for item in steps) / len(steps),
+        num_steps=len(placed),
+        tokens_per_step=num_decoded / len(placed),
+        leftmost_decoded=sum(bool(item.decoded[0]) for item in placed) / len(placed),
         rank_below_4=(ranks < 4).float().mean().item(),
         rank_below_8=(ranks < 8).float().mean().item(),
-        processed_per_decoded=sum(len(item.step.processed) for item in placed) / num_decoded,
-        retained_per_decoded=sum(len(item.step.retained) for item in placed) / num_decoded,
+        processed_per_decoded=sum(item.work(item.step.processed) for item in placed) / num_decoded,
+        retained_per_decoded=sum(item.work(item.step.retained) for item in placed) / num_decoded,
     )
 
 

@@ -64,18 +64,18 @@ def trace(
     """Answer one prompt and show what each step did with each position.
 
     The JSONL has a header, one object per step, and a summary. The lists of a step are aligned with
-    its "positions", which are those of the current block: blocks before it are committed, blocks
-    after it have not begun. "states" says what holds after the step:
+    its "positions", which are those of the current block: blocks after it have not begun, blocks
+    before it are committed. The block right before it is so from its first step on, which computes
+    the "leftover" positions of that block once more and makes their KV final. "states" says what
+    holds after the step:
 
     \b
-    masked     still masked, computed in full (decodings that evict nothing)
-    retained   still masked, computed in full (decoding focus)
-    evicted    still masked, left out: after layer 1, or, where "processed" is
-               false, before layer 0
-    decoded    has its token: "newly_decoded" from this step, otherwise from an
-               earlier one or the prompt
-    committed  the whole block has its tokens, and this step ("commit") made
-               their KV final
+    masked    still masked, computed in full (decodings that evict nothing)
+    retained  still masked, computed in full (decoding focus)
+    evicted   still masked, left out: after layer 1, or, where "processed" is
+              false, before layer 0
+    decoded   has its token: "newly_decoded" from this step, otherwise from an
+              earlier one or the prompt
 
     "confidence" is the probability of the token the step proposed for a masked position, "delta"
     its importance in layer 1 less that in layer 0; null where there is none.

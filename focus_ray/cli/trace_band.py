@@ -14,14 +14,15 @@ PITCH = CELL + 1
 BLOCK_GAP = 8
 LABELS = 66
 BAR_AT, BAR, COUNTS_AT, COUNTS = 10, 64, (98, 124, 150), 152
-"""Right of the columns: where the bar starts, its length, where the numbers end, the whole."""
+"""Right of the columns: where the bar starts, its length for the two blocks that a step can touch,
+where the numbers end, the whole."""
 COUNTED = {"processed": "low", "retained": "full", "decoded": ""}
 """What is counted, and the look of it in the bar."""
 LETTER = 6.35
 """Width of a letter over the columns, the widest of the picture."""
 MAX_LETTERS = 16
 
-PLAIN = ("decoded", "final", "committing", "committed")
+PLAIN = ("decoded", "final")
 """Looks whose token, over the column, says all there is to say."""
 
 
@@ -85,6 +86,10 @@ class Band:
         self.num_blocks = (self._end - self._first) // block_length
         self.height = self._rows_top + PITCH * len(steps) + BLOCK_GAP * (self.num_blocks - 1)
 
+    def leftover_of(self, step: TraceStep) -> list[int]:
+        """The leftover positions that stand in this band, not at the end of the one above."""
+        return [position for position in step.leftover if position in self.columns]
+
     def draw(self) -> str:
         """All elements, relative to the upper left corner of the band."""
         parts = [*self._block_marks(), *self._tokens(), *self._titles()]
@@ -141,12 +146,14 @@ class Band:
             )
 
     def _row(self, step: TraceStep, y: int) -> Iterator[str]:
-        number = f"commit {step.step}" if step.commit else str(step.step)
-        yield element("text", number, x=LABELS - 8, y=y + 10, class_="muted right")
+        yield element("text", str(step.step), x=LABELS - 8, y=y + 10, class_="muted right")
         for start in self._starts():
             if start != step.block_start:
                 look = "committed" if start < step.block_start else "later"
                 yield _bar(look, self._x(start), y, PITCH * self._block_length - 1)
+        if leftover := self.leftover_of(step):
+            places = squares([self._x(position) for position in leftover], y, "committing")
+            yield element("path", class_="committing", d=places)
         plain: dict[str, list[int]] = {}
         for i, position in enumerate(step.positions):
             look, x = look_of(step, i), self._x(position)
@@ -164,12 +171,12 @@ class Band:
         yield from self._counts_of(step, y)
 
     def _counts_of(self, step: TraceStep, y: int) -> Iterator[str]:
-        """The step's work as a bar, the whole block being its full length, and as numbers."""
+        """The step's work as a bar on a bar for the whole block, and as numbers."""
         counts = (step.processed_tokens, step.retained_tokens, step.decoded_tokens)
         for look, count in zip(
             ("whole", "low", "full"), (self._block_length, *counts[:2]), strict=True
         ):
-            width = BAR * count / self._block_length
+            width = BAR * count / (2 * self._block_length)
             yield _bar(look, self._counts + BAR_AT, y + 2, width, CELL - 4)
         for at, count in zip(COUNTS_AT, counts, strict=True):
             yield element("text", str(count), x=self._counts + at, y=y + 10, class_="count")

@@ -20,7 +20,7 @@ LOOKS = {
     "skipped": "masked, evicted before layer 0",
     "decoded": "decoded before, computed again",
     "final": "decoded before, KV final: not computed",
-    "committing": "computed to commit the block",
+    "committing": "of the block before: computed once more, now committed",
     "committed": "committed",
     "later": "not begun",
 }
@@ -51,8 +51,6 @@ fill:#1f2328}
 def look_of(step: TraceStep, index: int) -> str:
     """A key of ``LOOKS`` for the step's position number ``index``."""
     state, processed = step.states[index], step.processed[index]
-    if state == "committed":
-        return "committing" if processed else "committed"
     if step.newly_decoded[index]:
         return "new"
     if state == "decoded":

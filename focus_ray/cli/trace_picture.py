@@ -1,8 +1,9 @@
 """A trace as a picture: positions across, steps down, one SVG text. Pure; knows no engine.
 
 The answer stands over its columns. Each row is one step: the current block in the looks of its
-positions, what lies left of it committed, what lies right of it not begun. Where the columns are
-used up, the next blocks go into a further band below.
+positions, what lies left of it committed, what lies right of it not begun. Tokens of the block
+before that the step makes final are marked. Where the columns are used up, the next blocks go into
+a further band below.
 """
 
 from __future__ import annotations
@@ -133,6 +134,8 @@ def _legend(bands: list[Band]) -> Iterator[_Part]:
         for step in band.steps
         for i in range(len(step.positions))
     }
+    if any(band.leftover_of(step) for band in bands for step in band.steps):
+        seen.add("committing")
     if any(band.num_blocks > 1 for band in bands):
         seen |= {"committed", "later"}
     for look, meaning in LOOKS.items():

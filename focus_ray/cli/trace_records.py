@@ -1,8 +1,8 @@
 """What ``focus-ray trace`` writes and draws: a header, one record per step, a summary.
 
 Plain data, made from an engine's trace; one JSON object per line. A step's lists are aligned with
-its ``positions``, which are those of the current block: what lies left of it is committed, what
-lies right of it has not begun.
+its ``positions``, which are those of the current block: what lies left of it is committed after the
+step, what lies right of it has not begun.
 """
 
 from __future__ import annotations
@@ -18,14 +18,13 @@ from focus_ray.sampling import Unmasking
 
 TokenText = Callable[[int], str]
 
-State = Literal["masked", "evicted", "retained", "decoded", "committed"]
+State = Literal["masked", "evicted", "retained", "decoded"]
 """Of a position, after a step.
 
 masked: still masked; the step computed it in full, under a decoding that evicts nothing.
 evicted: still masked; the step left it out, after layer 1 or (not processed) before layer 0.
 retained: still masked; the step computed it in full.
 decoded: has its token, from this step, from an earlier one, or from the prompt.
-committed: the whole block had its tokens, and this step, its last, made their KV final.
 """
 
 
@@ -58,20 +57,22 @@ class TraceStep:
 
     Args:
         step: counts all steps, from 1.
-        commit: nothing was masked; the step makes the block's KV final.
+        leftover: positions of the block before, wholly decoded, whose KV the step computed once
+            more and so made final.
         processed: entered layer 0.
         newly_decoded: has its token from this step.
         token_ids, tokens: None where masked after the step.
         confidence: probability in [0, 1] of the token that the step proposed; None where it
             proposed none, as for evicted tokens and for those that had theirs.
         delta: importance in layer 1 less that in layer 0; None where none was computed.
-        processed_tokens, retained_tokens, evicted_tokens, decoded_tokens: of this step; retained
-            ones went past layer 1, decoded tokens of the processing set among them.
+        processed_tokens, retained_tokens, evicted_tokens, decoded_tokens: of this step, the
+            leftover ones included; retained ones went past layer 1, decoded tokens of the
+            processing set among them.
     """
 
     step: int
     block_start: int
-    commit: bool
+    leftover: tuple[int, ...]
     positions: tuple[int, ...]
     states: tuple[State, ...]
     processed: tuple[bool, ...]
@@ -98,7 +99,6 @@ class TraceSummary:
     tokens: tuple[str, ...]
     finish_reason: str | None
     denoising_steps: int
-    commits: int
     processed_tokens: int
     retained_tokens: int
     evicted_tokens: int
@@ -108,10 +108,9 @@ class TraceSummary:
     @property
     def totals(self) -> str:
         """The counts as a sentence."""
-        commits = "1 commit" if self.commits == 1 else f"{self.commits} commits"
         return (
-            f"{self.denoising_steps} denoising steps and {commits} decoded "
-            f"{self.decoded_tokens} tokens, {self.tokens_per_step:.2f} per denoising step; "
+            f"{self.denoising_steps} denoising steps decoded {self.decoded_tokens} tokens, "
+            f"{self.tokens_per_step:.2f} per step; "
             f"{self.processed_tokens} tokens processed, {self.retained_tokens} of them retained; "
             f"{self.evicted_tokens} evicted"
         )
@@ -143,7 +142,6 @@ def trace_of(header: TraceHeader, output: CompletionOutput, token_text: TokenTex
         tokens=tuple(map(token_text, output.token_ids)),
         finish_reason=output.finish_reason,
         denoising_steps=stats.denoising_steps,
-        commits=sum(step.commit for step in steps),
         processed_tokens=stats.processed_tokens,
         retained_tokens=stats.retained_tokens,
         evicted_tokens=stats.evicted_tokens,
@@ -162,7 +160,6 @@ def _steps(
         known |= zip(step.positions, step.token_ids, strict=True)
         positions = range(step.block_start, step.block_start + header.block_length)
         processed, retained, new = set(step.processed), set(step.retained), set(step.positions)
-        decided: State = "committed" if step.is_commit else "decoded"
         evicted = set(step.masked) - retained
         confidence = dict(zip(step.masked, step.masked_confidences, strict=True))
         deltas = step.importance_deltas or (None,) * len(step.masked)
@@ -176,9 +173,9 @@ def _steps(
         yield TraceStep(
             step=number,
             block_start=step.block_start,
-            commit=step.is_commit,
+            leftover=step.leftover,
             positions=tuple(positions),
-            states=tuple(states.get(position, decided) for position in positions),
+            states=tuple(states.get(position, "decoded") for position in positions),
             processed=tuple(position in processed for position in positions),
             newly_decoded=tuple(position in new for position in positions),
             token_ids=token_ids,

@@ -64,17 +64,23 @@ def test_a_wrong_setting_is_refused_before_anything_is_loaded(setting: str, word
     assert "nowhere" not in done.stderr
 
 
-def step(start: int, masked: str, retained: str, decoded: str, **more: object) -> DenoisingStep:
-    """Positions of a block as digits; the whole block is processed, a token's id is 20 + place."""
+def step(
+    start: int, masked: str, retained: str, decoded: str, *, leftover: str = "", **more: object
+) -> DenoisingStep:
+    """Positions of a block as digits; the whole block is processed, a token's id is 20 + place.
+
+    ``leftover`` are positions of the block before.
+    """
 
     def positions(digits: str) -> tuple[int, ...]:
         return tuple(start + int(digit) for digit in digits)
 
+    before = tuple(start - BLOCK_LENGTH + int(digit) for digit in leftover)
     return DenoisingStep(
         block_start=start,
         masked=positions(masked),
-        processed=positions("0123"),
-        retained=positions(retained),
+        processed=before + positions("0123"),
+        retained=before + positions(retained),
         positions=positions(decoded),
         token_ids=tuple(20 + position for position in positions(decoded)),
         confidences=(1.0,) * len(decoded),
@@ -86,13 +92,23 @@ def answer() -> RequestOutput:
     """A prompt that ends in the second block, then one full block of answer, then the end."""
     trace = (
         step(4, masked="23", retained="0123", decoded="23"),
-        step(4, masked="", retained="0123", decoded=""),
-        step(8, masked="0123", retained="01", decoded="0", importance_deltas=(2.0, 2.0, 1.0, 3.0)),
+        step(
+            8,
+            masked="0123",
+            retained="01",
+            decoded="0",
+            leftover="123",
+            importance_deltas=(2.0, 2.0, 1.0, 3.0),
+        ),
         step(8, masked="123", retained="012", decoded="2", importance_deltas=(0.0, 5.0, 9.0)),
         step(8, masked="13", retained="0123", decoded="13", importance_deltas=(1.0, 0.0)),
-        step(8, masked="", retained="123", decoded=""),
         step(
-            12, masked="0123", retained="01", decoded="01", importance_deltas=(1.0, 0.0, 0.0, 0.0)
+            12,
+            masked="0123",
+            retained="01",
+            decoded="01",
+            leftover="0123",
+            importance_deltas=(1.0, 0.0, 0.0, 0.0),
         ),
     )
     token_ids = [*range(26, 33), END]
@@ -104,30 +120,29 @@ def test_a_replay_knows_what_stood_in_the_block() -> None:
     placed = steps.placed_steps(answer(), BLOCK_LENGTH, MASK)
     assert [item.block_ids for item in placed] == [
         (15, 16, MASK, MASK),
-        (15, 16, 26, 27),
         (MASK, MASK, MASK, MASK),
         (28, MASK, MASK, MASK),
         (28, MASK, 30, MASK),
-        (28, 29, 30, 31),
         (MASK, MASK, MASK, MASK),
     ]
-    assert placed[3].decoded.tolist() == [False, True, False]
+    assert placed[2].decoded.tolist() == [False, True, False]
+    assert [item.num_left_over for item in placed] == [3, 0, 0, 4, 0]
 
 
 def test_full_blocks_hold_neither_prompt_nor_end() -> None:
     placed = steps.placed_steps(answer(), BLOCK_LENGTH, MASK)
-    assert steps.in_full_blocks(placed, BLOCK_LENGTH, frozenset({END})) == placed[2:6]
+    assert steps.in_full_blocks(placed, BLOCK_LENGTH, frozenset({END})) == placed[1:4]
     unended = steps.in_full_blocks(placed, BLOCK_LENGTH, frozenset())
-    assert unended == placed[2:6]  # the text stops inside its last block all the same
+    assert unended == placed[1:4]  # the text stops inside its last block all the same
 
 
-def test_work_is_counted_per_decoded_token_with_the_commit() -> None:
-    placed = steps.placed_steps(answer(), BLOCK_LENGTH, MASK)[2:6]
+def test_work_is_counted_per_decoded_token_with_what_is_left_over_of_these_blocks() -> None:
+    placed = steps.placed_steps(answer(), BLOCK_LENGTH, MASK)[1:4]
     found = steps.decoding_of(placed)
     assert (found.num_steps, found.tokens_per_step) == (3, pytest.approx(4 / 3))
     assert found.leftmost_decoded == pytest.approx(2 / 3)
-    assert (found.processed_per_decoded, found.retained_per_decoded) == (16 / 4, 12 / 4)
-    assert steps.decoding_of(placed[3:]) is None  # a commit alone is no decoding
+    assert (found.processed_per_decoded, found.retained_per_decoded) == (16 / 4, 13 / 4)
+    assert steps.decoding_of([]) is None
 
 
 def test_ranks_count_masked_tokens_from_the_left() -> None:
@@ -142,11 +157,11 @@ def test_ranks_count_masked_tokens_from_the_left() -> None:
 
 def test_the_signal_is_of_steps_that_leave_something_undecoded() -> None:
     placed = steps.placed_steps(answer(), BLOCK_LENGTH, MASK)
-    signal = steps.signal_of(placed[2:6])
+    signal = steps.signal_of(placed[1:4])
     # deltas: a tie, one below and one above; then one below and one above
     assert (signal.num_steps, signal.auc_importance_delta) == (2, 0.5)
     assert signal.auc_leftness == 0.75
-    assert steps.signal_of(placed[:2]) is None
+    assert steps.signal_of(placed[:1]) is None
 
 
 def test_an_output_without_a_trace_says_how_to_get_one() -> None:

@@ -38,7 +38,7 @@ def traced(request, tmp_path_factory):
     result = run(PROMPT, *decoding, *files)
     assert result.exit_code == 0, result.output
     assert result.stdout == ""
-    assert "denoising steps and" in result.stderr
+    assert "denoising steps decoded" in result.stderr
     return [json.loads(line) for line in lines.read_text().splitlines()], picture.read_text()
 
 
@@ -62,10 +62,9 @@ def test_every_position_of_a_step_is_accounted_for(traced):
     for step in steps:
         start = step["block_start"]
         assert step["positions"] == list(range(start, start + BLOCK))
-        lists = [value for value in step.values() if isinstance(value, list)]
+        lists = [v for k, v in step.items() if isinstance(v, list) and k != "leftover"]
         assert {len(values) for values in lists} == {BLOCK}
-        allowed = {"committed"} if step["commit"] else {"evicted", masked, "decoded"}
-        assert set(step["states"]) <= allowed
+        assert set(step["states"]) <= {"evicted", masked, "decoded"}
         for state, processed, new, token, confidence in zip(
             *(step[name] for name in ("states", "processed", "newly_decoded", "tokens")),
             step["confidence"],
@@ -109,11 +108,22 @@ def test_each_position_is_decoded_once_and_keeps_its_token(traced):
     assert "".join(summary["tokens"]).startswith(summary["text"])
 
 
-def test_blocks_are_committed_one_after_the_other(traced):
-    (_, *steps, summary), _ = traced
+def test_blocks_come_one_after_the_other_and_the_next_ones_first_step_commits_the_last(traced):
+    (header, *steps, _), _ = traced
+    assert steps[0]["leftover"] == []
     for step, following in pairwise(steps):
-        assert following["block_start"] - step["block_start"] == (BLOCK if step["commit"] else 0)
-    assert sum(step["commit"] for step in steps) == summary["commits"] > 0
+        is_whole = set(step["states"]) == {"decoded"}
+        start = step["block_start"]
+        assert following["block_start"] == (start + BLOCK if is_whole else start)
+        if not is_whole:
+            assert following["leftover"] == []
+        elif header["decoding"] == "block":
+            assert following["leftover"] == step["positions"]
+        else:  # what the last step decoded was a mask in all that was computed so far
+            new = zip(step["positions"], step["newly_decoded"], strict=True)
+            assert {position for position, is_new in new if is_new} <= set(following["leftover"])
+            assert set(following["leftover"]) <= set(step["positions"])
+    assert steps[-1]["block_start"] > steps[0]["block_start"]
 
 
 def test_counts_of_the_steps_add_up_to_the_summary(traced):
@@ -121,10 +131,10 @@ def test_counts_of_the_steps_add_up_to_the_summary(traced):
     for name in ("processed_tokens", "retained_tokens", "evicted_tokens", "decoded_tokens"):
         assert sum(step[name] for step in steps) == summary[name]
     for step in steps:
-        assert step["processed_tokens"] == sum(step["processed"])
+        assert step["processed_tokens"] == sum(step["processed"]) + len(step["leftover"])
         assert step["evicted_tokens"] == step["states"].count("evicted")
         assert step["decoded_tokens"] == sum(step["newly_decoded"])
-    assert summary["denoising_steps"] == len(steps) - summary["commits"]
+    assert summary["denoising_steps"] == len(steps)
     assert (summary["evicted_tokens"] > 0) == (header["decoding"] == "focus")
 
 
@@ -136,8 +146,7 @@ def test_the_picture_has_every_step_and_token(traced):
     assert sum("(id " in title for title in titles) == decoded
     assert sum(": evicted" in title for title in titles) == summary["evicted_tokens"]
     labels = {node.text for node in root.iter() if node.tag.endswith("}text")}
-    numbers = {f"commit {s['step']}" if s["commit"] else str(s["step"]) for s in steps}
-    assert numbers <= labels
+    assert {str(step["step"]) for step in steps} <= labels
     assert f"decoding {header['decoding']}" in "".join(root.itertext())
 
 

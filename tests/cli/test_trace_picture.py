@@ -70,8 +70,15 @@ def step(block_start, masked, processed, retained, decoded, confidence, delta=()
 STEPS = (
     step(4, (5, 6, 7), (4, 5, 6, 7), (4, 5, 6), {6: 20}, (0.5, 0.9, None), (0.1, 0.2, -0.3)),
     step(4, (5, 7), (5, 6, 7), (5, 6, 7), {5: 21, 7: 22}, (0.95, 0.99)),
-    step(4, (), (5, 6, 7), (5, 6, 7), {}, ()),
-    step(8, (8, 9, 10, 11), (8, 9, 10, 11), (8, 9), {8: 23, 9: 24}, (0.85, 0.9, None, None)),
+    # the tokens that the last step decoded, and the left neighbour of each, ride along
+    step(
+        8,
+        (8, 9, 10, 11),
+        (5, 6, 7, 8, 9, 10, 11),
+        (5, 6, 7, 8, 9),
+        {8: 23, 9: 24},
+        (0.85, 0.9, None, None),
+    ),
 )
 
 
@@ -88,11 +95,14 @@ def trace(steps=STEPS, token_ids=(21, 20, 22, 23), **changed):
 
 
 def many_blocks(count):
-    """A step and a commit for each of ``count`` blocks after the prompt's first."""
+    """Two steps for each of ``count`` blocks after the prompt's first."""
+    before = ()
     for start in range(8, 8 + 4 * count, 4):
         block = tuple(range(start, start + 4))
-        yield step(start, block, block, block, {p: 100 + p for p in block}, (0.9,) * 4)
-        yield step(start, (), block, block, {}, ())
+        first, last = {p: 100 + p for p in block[:3]}, {block[3]: 100 + block[3]}
+        yield step(start, block, before + block, before + block, first, (0.9,) * 4)
+        yield step(start, block[3:], block, block, last, (0.9,))
+        before = block[2:]
 
 
 def titles(svg):
@@ -113,7 +123,7 @@ def shown(child):
 
 
 def test_a_step_says_what_became_of_each_position():
-    first, second, commit, last = trace().steps
+    first, second, last = trace().steps
     assert first.positions == (4, 5, 6, 7)
     assert first.states == ("decoded", "retained", "decoded", "evicted")
     assert first.newly_decoded == (False, False, True, False)
@@ -123,11 +133,11 @@ def test_a_step_says_what_became_of_each_position():
     assert (first.retained_tokens, first.evicted_tokens, first.decoded_tokens) == (3, 1, 1)
     assert second.processed == (False, True, True, True)
     assert second.token_ids == (5, 21, 20, 22)
-    assert commit.commit
-    assert commit.states == ("committed",) * 4
-    assert commit.processed == (False, True, True, True)
-    assert (last.step, last.block_start) == (4, 8)
+    assert (last.step, last.block_start) == (3, 8)
     assert last.delta == (None,) * 4
+    assert [made.leftover for made in trace().steps] == [(), (), (5, 6, 7)]
+    assert last.processed == (True,) * 4
+    assert (last.processed_tokens, last.retained_tokens, last.evicted_tokens) == (7, 5, 2)
 
 
 def test_where_nothing_is_evicted_masked_tokens_are_just_masked():
@@ -155,7 +165,7 @@ def test_a_picture_explains_itself():
     assert "masked, evicted after layer 1" in written
     assert "masked, evicted before layer 0" not in written  # there is none
     assert "end of the answer" in written
-    assert "commit 3" in written
+    assert "of the block before: computed once more, now committed" in written
     assert trace().summary.totals in " ".join(written)
 
 
@@ -164,6 +174,7 @@ def test_tooltips_name_token_confidence_and_delta():
     assert "5: retained, confidence 0.5, delta 0.1" in found
     assert "6: decoded ' t20', confidence 0.9, delta 0.2" in found
     assert "7: evicted, delta -0.3" in found
+    assert "10: evicted" in found
     assert "position 6: ' t20' (id 20), decoded in step 1, confidence 0.9" in found
     assert "position 4: ' t5', given by the prompt" in found
 
@@ -176,6 +187,17 @@ def test_a_square_is_filled_as_high_as_the_confidence():
         if node.findtext(f"{SVG}title", "").startswith("5: retained")
     ]
     assert "v-6h" in bar.attrib["d"]  # half of 12
+
+
+def test_what_is_left_over_is_marked_in_the_first_row_of_the_next_block():
+    root = ElementTree.fromstring(draw(trace()))
+    drawn = [node.attrib["d"] for node in root.iter(f"{SVG}path")]
+    squares = [
+        d
+        for node, d in zip(root.iter(f"{SVG}path"), drawn, strict=True)
+        if node.attrib["class"] == "committing"
+    ]
+    assert sorted(d.count("M") for d in squares) == [1, 3]  # the legend's, and the step's
 
 
 @pytest.mark.parametrize("token_id", [pytest.param(i, id=repr(text)) for i, text in ODD.items()])
@@ -193,6 +215,7 @@ def test_any_token_can_be_drawn(token_id):
         pytest.param((), (), id="no step at all"),
         pytest.param(STEPS[:1], (), id="one step, no token out yet"),
         pytest.param(STEPS[:2], (21,), id="a block that is not committed"),
+        pytest.param(STEPS[2:], (), id="what is left over stands left of the picture"),
     ],
 )
 def test_short_traces_can_be_drawn(steps, token_ids):
@@ -213,9 +236,7 @@ def test_long_answers_go_on_below(columns, bands):
     svg = draw(trace(tuple(many_blocks(6)), token_ids=()), columns=columns)
     written = texts(svg)
     assert written.count("step") == bands
-    assert [text for text in written if text.startswith("commit ")] == [
-        f"commit {number}" for number in range(2, 13, 2)
-    ]
+    assert written.count("11") == 1
     tokens = [text for text in written if text.startswith("·t1")]
     assert tokens == [f"·t{number}" for number in range(108, 132)]
 
@@ -225,8 +246,9 @@ def test_a_picture_that_is_cut_says_so():
     assert "Cut after" not in draw(trace(steps), max_steps=12)
     svg = draw(trace(steps), max_steps=5)
     assert "Cut after 5 of 12 steps; --max-steps 12 draws all of them." in texts(svg)
-    assert "commit 4" in texts(svg)
-    assert "commit 6" not in texts(svg)
+    assert "·t111" in texts(svg)
+    assert "·t116" in texts(svg)  # begun, in the last row that is drawn
+    assert "·t120" not in texts(svg)
 
 
 @pytest.mark.parametrize(
