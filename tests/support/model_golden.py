@@ -236,7 +236,6 @@ def generate(
                     step.confidences,
                 )
                 for step in output.trace or ()
-                if not step.is_commit
             ),
         )
         for case, output in zip(cases, outputs, strict=True)
