@@ -104,7 +104,9 @@ class Choosing:
             decodable_MB=decodable_MB,
         )
 
-    def _row_params(self, plan: StepPlan, place_Q: Tensor) -> RowParams:
+    def _row_params(self, plan: StepPlan, place_Q: Tensor) -> RowParams | None:
+        if not (plan.any_sampled or plan.any_suppressed):
+            return None
         words, length = self._state.words, self._state.block_length
         slot_Q = (place_Q // length).clamp_max(words.num_slots - 1)
         position_Q = words.scalar("block_start")[slot_Q].long() + place_Q % length

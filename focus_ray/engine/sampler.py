@@ -59,7 +59,7 @@ class RowParams:
 
 def choose_tokens(
     logits_RV: Tensor,
-    params: RowParams,
+    params: RowParams | None,
     *,
     mask_token_id: int,
     any_sampled: bool,
@@ -74,8 +74,11 @@ def choose_tokens(
 
     Args:
         logits_RV: any float dtype; not changed.
+        params: None: all rows are greedy, and may choose any token but the mask.
         any_sampled, any_filtered: False skips work that no row needs.
     """
+    if params is None:
+        return confidence(logits_RV, mask_token_id)
     draw = params.draw() if any_sampled else None
     if draw is None or not any_filtered:
         return confidence(logits_RV, mask_token_id, suppressed_RK=params.suppressed_RK, draw=draw)
