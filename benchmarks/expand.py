@@ -13,7 +13,7 @@ pairs of opposite random weights, which cancel. Nothing is zero, neither weights
 
 * The stream holds as many whole copies of the small one as fit, shuffled. Its mean square is then
   that of the small one times a share, for which the norms' weights and their epsilon make up.
-  (Query and key norms see that epsilon as well; it is some 1e-7 of what it is added to.)
+  (The norms of queries and keys see that epsilon too, where it is next to nothing.)
 * Query and KV heads are repeated evenly. All importances grow by one factor, and so do their
   deltas: eviction decides the same. Exactly so where the factor is a power of two, which rounding
   of importances to bfloat16 leaves alone.
@@ -26,8 +26,8 @@ pairs of opposite random weights, which cancel. Nothing is zero, neither weights
 * What is left over, of the stream or of pairs without a partner, is random too and 2**-40 times as
   large as what it is added to: every sum is rounded to what it was.
 
-In bfloat16 small weights are kept as they are, but for the norms' (rounded again) unless the hidden
-size is a whole multiple, and but for those of queries.
+In bfloat16 the small model's weights are kept bit for bit, or halved. Only those of norms are
+rounded anew: of the stream's if it has dimensions left over, of the queries' if the head grows.
 """
 
 from __future__ import annotations

@@ -95,8 +95,8 @@ def _move_mask(tokenizer: dict[str, Any], settings: dict[str, Any], mask_token_i
     for token in tokenizer["added_tokens"]:
         if token["content"] == spelling:
             token["id"] = mask_token_id
-            # Added tokens are numbered behind the vocabulary, unless they have an id in it.
-            tokenizer["model"]["vocab"][spelling] = mask_token_id
+        # Added tokens are numbered behind the vocabulary without gaps, unless they stand in it.
+        tokenizer["model"]["vocab"][token["content"]] = token["id"]
     decoder = settings.get("added_tokens_decoder", {})
     for token_id, token in list(decoder.items()):
         if token["content"] == spelling:
