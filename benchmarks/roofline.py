@@ -32,6 +32,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from focus_ray.benchmarks.expand import SHAPES
 from focus_ray.benchmarks.roofline_bound import Ceilings, Roofline, roofline_of
 from focus_ray.benchmarks.roofline_counts import read_runs
 from focus_ray.benchmarks.roofline_products import (
@@ -41,22 +42,10 @@ from focus_ray.benchmarks.roofline_products import (
     products_of,
 )
 from focus_ray.benchmarks.roofline_tables import print_ceilings, print_rooflines
-from focus_ray.benchmarks.sdar_step import QUICK_CONFIG, SDAR_8B
+from focus_ray.benchmarks.sdar_step import QUICK_CONFIG
 from focus_ray.benchmarks.timing import Timer, measure_ceilings
 from focus_ray.models.sdar import SdarConfig
 
-SHAPES = {
-    "sdar-1.7b": SDAR_8B.model_copy(
-        update={
-            "num_hidden_layers": 28,
-            "hidden_size": 2048,
-            "num_attention_heads": 16,
-            "intermediate_size": 6144,
-        }
-    ),
-    "sdar-4b": SDAR_8B.model_copy(update={"hidden_size": 2560, "intermediate_size": 9728}),
-    "sdar-8b": SDAR_8B,
-}
 COPY_BYTES, MATMUL_SIZE = 1 << 30, 8192
 QUICK_ROWS = (1, 4, 16)
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from focus_ray.benchmarks.roofline import SHAPES, main, shape_config
+from focus_ray.benchmarks.expand import SHAPES
+from focus_ray.benchmarks.roofline import main, shape_config
 from focus_ray.benchmarks.roofline_bound import Ceilings, roofline_of
 from focus_ray.benchmarks.roofline_counts import counts_of, read_runs
 from focus_ray.benchmarks.roofline_products import (
