@@ -294,8 +294,7 @@ class Scheduler:
         after = slots.compare(result, launched.decoding_M)
         self._total_C += after.counted_MC.sum(0)
         record_alternatives(slots, after, result)
-        if self.limits.record_trace:
-            record_trace(slots, after, result)
+        record_trace(slots, after, result)
         emitted = emit(slots, after)
         for slot in np.flatnonzero(after.closed_M).tolist():
             slots.sequence(slot).close_block(after.token_ids_MB[slot])

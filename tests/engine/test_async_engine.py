@@ -136,15 +136,16 @@ async def test_an_id_can_be_used_again(engine):
     assert tokens(await collect(engine, request("a"))) == tokens(first)
 
 
-async def test_an_internal_error_reaches_every_stream_and_health(engine):
+@pytest.mark.parametrize("method", ["launch", "collect"])
+async def test_an_internal_error_reaches_every_stream_and_health(engine, method):
     streams = [engine.generate(request(str(i), max_tokens=900)) for i in range(3)]
     for stream in streams:
         await anext(stream)
 
-    def broken(plan):
+    def broken(*_):
         raise RuntimeError("the device fell over")
 
-    engine._engine._runner.run = broken
+    setattr(engine._engine._runner, method, broken)
     for stream in streams:
         with pytest.raises(EngineDead, match="the device fell over"):
             async for _ in stream:

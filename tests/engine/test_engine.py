@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from focus_ray.config import EngineConfig
-from focus_ray.engine import runner
+from focus_ray.engine import choosing
 from focus_ray.engine.engine import Engine
 from focus_ray.engine.outputs import GenerationRequest
 from focus_ray.engine.sampler import choose_tokens
@@ -155,7 +155,7 @@ def test_a_draw_knows_its_position_and_its_step(golden_sdar, monkeypatch):
         return choose_tokens(logits_RV, params, **options)
 
     engine = make_engine(golden_sdar, block_length=4)
-    monkeypatch.setattr(runner, "choose_tokens", watch)
+    monkeypatch.setattr(choosing, "choose_tokens", watch)
     run(engine, [request("a", [5, 6, 7], max_tokens=8, temperature=1.0, unmasking="sequential")])
     second = [(4 + offset, step) for step in range(4) for offset in range(step, 4)]
     third = [(8 + offset, step) for step in range(3) for offset in range(step, 4)]
@@ -166,7 +166,7 @@ def test_the_first_steps_of_a_block_take_what_does_not_divide(golden_sdar):
     params = {"max_tokens": 32, "unmasking": "low_confidence_static", "denoising_steps": 6}
     engine = make_engine(golden_sdar, record_trace=True)
     _, last = run(engine, [request("a", range(5, 21), **params)])
-    decoded = [len(step.positions) for step in last["a"].trace if not step.is_commit]
+    decoded = [len(step.positions) for step in last["a"].trace]
     assert decoded == [3, 3, 3, 3, 2, 2] * 2
 
 

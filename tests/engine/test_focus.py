@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from focus_ray.config import EngineConfig
-from focus_ray.engine import runner
-from focus_ray.engine.counting import COUNT_NAMES
+from focus_ray.engine import choosing
 from focus_ray.engine.engine import Engine
 from focus_ray.engine.outputs import GenerationRequest, RequestStats
 from focus_ray.engine.policy import make_policy
 from focus_ray.engine.sampler import choose_tokens
+from focus_ray.kernels.slot_words import COUNTS
 from focus_ray.sampling import SamplingParams
 
 
@@ -140,8 +140,7 @@ def test_the_leftmost_policy_computes_nothing_it_evicts(golden_sdar):
     evicting = 0
     for step in steps:
         retained = [position for position in step.masked if position in step.retained]
-        assert list(step.masked[: len(retained)]) == retained
-        assert retained or step.is_commit
+        assert list(step.masked[: len(retained)]) == retained != []
         evicting += len(retained) < len(step.masked)
     assert evicting > 50
     counts = engine.load()
@@ -161,7 +160,7 @@ def test_the_budget_follows_what_the_steps_of_the_block_decoded(golden_sdar):
     for start in {step.block_start for step in trace}:
         decoded: list[int] = []
         for step in trace:
-            if step.block_start != start or step.is_commit:
+            if step.block_start != start:
                 continue
             mean = np.float32(sum(decoded) / max(len(decoded), 1))
             target = math.ceil(max(mean, np.float32(1)) * np.float32(1.2))
@@ -178,7 +177,7 @@ def test_counts_of_requests_add_up_to_those_of_the_engine(golden_sdar):
     _, stats = run(engine, requests(12))
     load = engine.load()
     assert load.num_preemptions == sum(s.preemptions for s in stats.values()) > 0
-    for name in COUNT_NAMES:
+    for name in COUNTS:
         assert sum(getattr(s, name) for s in stats.values()) == getattr(load, name) > 0
 
 
@@ -191,7 +190,7 @@ def test_the_head_sees_retained_masked_tokens_alone(golden_sdar, monkeypatch, de
         return choose_tokens(logits_RV, params, **options)
 
     engine = make_engine(golden_sdar, decoding, record_trace=True)
-    monkeypatch.setattr(runner, "choose_tokens", watch)
+    monkeypatch.setattr(choosing, "choose_tokens", watch)
     for item in requests(8):
         engine.add(item)
     steps = []
@@ -221,15 +220,15 @@ def test_a_diagnosis_beside_a_step_that_evicts_nothing_finds_the_same(golden_sda
     engine = make_engine(
         golden_sdar, "focus", **settings, focus_alpha=1000.0, diagnose_recall_every=1
     )
-    run_step = engine._runner.run
+    collect, column = engine._runner.collect, COUNTS.index
 
-    def run_checked(plan):
-        result = run_step(plan)
-        if len(plan.decode_slots_N):
-            assert (result.decodable_NB <= result.decoded_NB).all()
+    def collect_checked():
+        result = collect()
+        counts = result.counts_MC.T
+        assert (counts[column("decodable_tokens")] == counts[column("decoded_tokens")]).all()
         return result
 
-    engine._runner.run = run_checked
+    engine._runner.collect = collect_checked
     run(engine, requests(16))
     counts = engine.load()
     assert counts.decodable_tokens == counts.recalled_tokens == counts.decoded_tokens
@@ -240,17 +239,13 @@ def test_diagnosis_looks_at_every_so_many_steps(golden_sdar):
     engine = make_engine(golden_sdar, "focus", diagnose_recall_every=3)
     engine.add(requests(5)[4])
     diagnosed = []
-    run_step = engine._runner.run
-
-    def run_noted(plan):
-        result = run_step(plan)
-        if len(plan.decode_slots_N):
-            diagnosed.append(result.decodable_NB is not None)
-        return result
-
-    engine._runner.run = run_noted
+    before = engine.load()
     while engine.has_unfinished():
         engine.step()
+        load = engine.load()
+        if load.denoising_steps > before.denoising_steps:
+            diagnosed.append(load.decodable_tokens > before.decodable_tokens)
+        before = load
     assert len(diagnosed) > 3
     first = diagnosed.index(True)
     assert first < 3
