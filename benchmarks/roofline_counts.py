@@ -23,7 +23,7 @@ class RunCounts:
         prefill_tokens: besides, in all layers.
         logit_rows: hidden states that logits were computed for.
         kv_positions_read: summed over steps and rows, how many KV positions a row's queries see;
-            every layer reads these.
+            every layer reads these. What prefill reads may be missing from it.
         assumed: what the record does not say, and what was taken instead.
     """
 
@@ -41,6 +41,9 @@ class RunCounts:
 def read_runs(path: Path) -> list[RunCounts]:
     """The rows of a throughput report that say how many tokens they had to compute.
 
+    A row's whole run comes first, and then, where it has one, its steady stretch: the part in which
+    every place was taken.
+
     Raises:
         ValueError: the file is not such a report, or none of its rows says so.
     """
@@ -48,7 +51,8 @@ def read_runs(path: Path) -> list[RunCounts]:
     rows = report.get("rows") if isinstance(report, dict) else None
     if not isinstance(rows, list):
         raise ValueError(f"{path} has no list 'rows'; give a report of throughput.py --json")
-    runs = [counts_of(row) for row in rows if all(row.get(name) for name in REQUIRED)]
+    stretches = [stretch for row in rows for stretch in _stretches(row)]
+    runs = [counts_of(each) for each in stretches if all(each.get(name) for name in REQUIRED)]
     if not runs:
         raise ValueError(
             f"none of the {len(rows)} rows of {path} has {', '.join(REQUIRED)}; "
@@ -101,6 +105,13 @@ def counts_of(row: Mapping[str, object]) -> RunCounts:
         kv_positions_read=positions,
         assumed=tuple(assumed),
     )
+
+
+def _stretches(row: Mapping[str, object]) -> list[Mapping[str, object]]:
+    steady = row.get("steady")
+    if not isinstance(steady, dict):
+        return [row]
+    return [row, {**steady, "label": f"{_label(row)}, steady"}]
 
 
 def _label(row: Mapping[str, object]) -> str:

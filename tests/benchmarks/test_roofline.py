@@ -160,6 +160,15 @@ def test_a_run_is_named_after_its_row() -> None:
     assert counts_of({**COMPLETE, "label": "static"}).label == "static"
 
 
+def test_the_steady_stretch_of_a_run_is_judged_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    steady = {name: COMPLETE[name] for name in COMPLETE if name not in ("mode", "concurrency")}
+    rows = [{**COMPLETE, "steady": {**steady, "wall_s": 1.0}}, {**COMPLETE, "steady": None}]
+    path.write_text(json.dumps({"rows": rows}))
+    runs = [(run.label, run.wall_s) for run in read_runs(path)]
+    assert runs == [("focus@0.8 x 8", 2.0), ("focus@0.8 x 8, steady", 1.0), ("focus@0.8 x 8", 2.0)]
+
+
 def test_reports_that_say_nothing_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     path.write_text("[]")
