@@ -349,7 +349,7 @@ def test_targets_are_rounded_up_from_float32(device: torch.device) -> None:
     step = fresh_step(4, rule, num_tokens=100, block_length=16)
     step.words.scalar("decoded_sum").copy_(torch.tensor([10, 30, 1, 0]))
     step.words.scalar("productive_steps").copy_(torch.tensor([3, 9, 2, 0]))
-    # in float64 the first two, both 10 / 3 of 2.1 and hence 7, would round up to 8 and 8
+    # 10 / 3 * 2.1 is 7 in float32, and a little more, hence 8, in float64
     assert planned(step, device).target_S[:4].tolist() == [7, 7, 3, 3]
 
 

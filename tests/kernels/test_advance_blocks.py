@@ -1,0 +1,358 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from slot_states import MASK_ID, NUM_IDS, Draws, copy_of, random_words
+from torch import Tensor
+
+from focus_ray.kernels.advance_blocks import advance_blocks
+from focus_ray.kernels.rows import Rows
+from focus_ray.kernels.slot_words import ARRAYS, SCALARS, STRATEGIES, SlotLayout, SlotWords
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a step found out about the blocks of all slots, on the CPU."""
+
+    rows: Rows
+    kept_SB: Tensor
+    token_MB: Tensor
+    confidence_MB: Tensor
+    logprob_MB: Tensor
+    decodable_MB: Tensor | None = None
+    whole_blocks: bool = False
+
+
+def random_outcome(words: SlotWords, draws: Draws, *, counted: bool, whole_blocks: bool) -> Outcome:
+    """Some active slots took no part; confidences are multiples of 1/8, as are thresholds."""
+    num_slots, block_length = words.num_slots, words.layout.block_length
+    num_rows = 2 * num_slots + 1
+    rows = Rows.allocate(num_slots, block_length, num_rows, 1, "cpu")
+    rows.processed_SB.copy_(draws.flags(0.8, num_rows, block_length))
+    took_part_M = (words.scalar("active") != 0) & draws.flags(0.8, num_slots)
+    row_M = torch.randperm(num_rows, generator=draws.generator)[:num_slots]
+    rows.row_of_slot_M.copy_(torch.where(took_part_M, row_M, -1))
+    shape = (num_slots, block_length)
+    return Outcome(
+        rows=rows,
+        kept_SB=rows.processed_SB & draws.flags(draws.uniform(num_rows, 1), *rows.masked_SB.shape),
+        token_MB=draws.integers(0, NUM_IDS, *shape),
+        confidence_MB=draws.integers(0, 9, *shape) / 8,
+        logprob_MB=-draws.uniform(*shape),
+        decodable_MB=draws.flags(0.3, *shape) if counted else None,
+        whole_blocks=whole_blocks,
+    )
+
+
+def advanced(words: SlotWords, outcome: Outcome, device: torch.device) -> tuple[SlotWords, Tensor]:
+    """The words after the step and what it decoded, brought back."""
+    words = copy_of(words, device)
+    chosen_MB = torch.ones_like(outcome.token_MB, dtype=torch.bool, device=device)
+    decodable_MB = outcome.decodable_MB
+    advance_blocks(
+        words,
+        Rows(**{name: buffer.to(device) for name, buffer in vars(outcome.rows).items()}),
+        outcome.kept_SB.to(device),
+        outcome.token_MB.to(device),
+        outcome.confidence_MB.to(device),
+        outcome.logprob_MB.to(device),
+        mask_token_id=MASK_ID,
+        whole_blocks=outcome.whole_blocks,
+        chosen_MB=chosen_MB,
+        decodable_MB=None if decodable_MB is None else decodable_MB.to(device),
+    )
+    return copy_of(words, "cpu"), chosen_MB.cpu()
+
+
+class SlowSlot:
+    """One slot in plain numbers; columns are attributes, and ``store`` writes them back."""
+
+    def __init__(self, words: SlotWords, slot: int) -> None:
+        self._words, self._slot = words, slot
+        self.columns: dict[str, Any] = {name: words.array(name)[slot].tolist() for name in ARRAYS}
+        self.columns |= {name: words.scalar(name)[slot].item() for name in SCALARS}
+
+    def __getattr__(self, name: str) -> Any:
+        return self.columns[name]
+
+    def store(self) -> None:
+        for name, value in self.columns.items():
+            view = self._words.array(name) if name in ARRAYS else self._words.scalar(name)
+            view[self._slot] = torch.tensor(value).to(view.dtype)
+
+
+def slow_choice(slot: SlowSlot, candidates: list[int], confidence: list[float]) -> list[int]:
+    """Which of the candidates are decoded."""
+    block_length = len(slot.decoded)
+    quota = block_length // slot.num_steps
+    quota += slot.denoising_step < block_length % slot.num_steps
+    quota = max(quota, 1)
+    best = sorted(candidates, key=lambda b: (-confidence[b], b))[:quota]
+    strategy = STRATEGIES[slot.strategy]
+    if strategy == "sequential":
+        return [b for b in candidates if b < candidates[0] + quota]
+    above = [b for b in candidates if confidence[b] > slot.threshold]
+    if strategy == "low_confidence_dynamic" and len(above) >= quota:
+        return above
+    return best
+
+
+def slow_advance_slot(words: SlotWords, m: int, outcome: Outcome) -> list[int]:
+    """Advance one slot that took part; the positions that were decoded."""
+    slot = SlowSlot(words, m)
+    columns, block_length = slot.columns, words.layout.block_length
+    positions = range(block_length)
+    row = int(outcome.rows.row_of_slot_M[m])
+    processed = [b for b in positions if outcome.rows.processed_SB[row, b]]
+    kept = [b for b in positions if outcome.kept_SB[row, b]]
+    before = [bool(flag) for flag in slot.decoded]
+    chosen = slow_choice(
+        slot, [b for b in kept if not before[b]], outcome.confidence_MB[m].tolist()
+    )
+
+    columns["denoising_steps"] += 1
+    columns["processed_tokens"] += len(processed) + sum(slot.leftover)
+    columns["retained_tokens"] += len(kept) + sum(slot.leftover)
+    columns["evicted_tokens"] += sum(not before[b] and b not in kept for b in positions)
+    columns["decoded_tokens"] += len(chosen)
+    if outcome.decodable_MB is not None:
+        decodable = [b for b in positions if outcome.decodable_MB[m, b]]
+        columns["decodable_tokens"] += len(decodable)
+        columns["recalled_tokens"] += len(set(decodable) & set(kept))
+
+    for b in chosen:
+        slot.token_ids[b] = int(outcome.token_MB[m, b])
+        slot.logprobs[b] = float(outcome.logprob_MB[m, b])
+        slot.decoded[b] = 1
+    for b in positions:
+        if before[b] and (b + 1 == block_length or before[b + 1]):
+            slot.uncached[b] = 0
+    columns["leftover"] = [0] * block_length
+    columns["progress"] = max([slot.progress, *kept])
+    columns["decoded_sum"] += len(chosen)
+    columns["productive_steps"] += bool(chosen)
+    columns["denoising_step"] += 1
+    columns["warm_up"] = 0
+
+    prefix = 0
+    while prefix < block_length and slot.decoded[prefix]:
+        prefix += 1
+    stop_ids = set(words.stop_ids_MK[m].tolist()) - {MASK_ID}
+    stops = any(
+        slot.token_ids[b] in stop_ids
+        for b in range(prefix)
+        if slot.block_start + b >= slot.prompt_len
+    )
+    if stops or slot.block_start + prefix >= slot.limit:
+        columns["active"] = 0
+    elif prefix == block_length:
+        columns |= {
+            "closed_ids": slot.token_ids,
+            "closed_logprobs": slot.logprobs,
+            "leftover": [1] * block_length if outcome.whole_blocks else slot.uncached,
+            "block_start": slot.block_start + block_length,
+            "token_ids": [MASK_ID] * block_length,
+            "decoded": [0] * block_length,
+            "logprobs": [0.0] * block_length,
+            "uncached": [1] * block_length,
+            "warm_up": 1,
+            "progress": -1,
+            "decoded_sum": 0,
+            "productive_steps": 0,
+            "denoising_step": 0,
+        }
+    slot.store()
+    return chosen
+
+
+def slow_advance(words: SlotWords, outcome: Outcome) -> tuple[SlotWords, Tensor]:
+    """Slot by slot."""
+    words = copy_of(words, "cpu")
+    chosen_MB = torch.zeros_like(outcome.token_MB, dtype=torch.bool)
+    for m in range(words.num_slots):
+        if outcome.rows.row_of_slot_M[m] >= 0:
+            chosen_MB[m, slow_advance_slot(words, m, outcome)] = True
+    return words, chosen_MB
+
+
+def assert_same(found: tuple[SlotWords, Tensor], expected: tuple[SlotWords, Tensor]) -> None:
+    torch.testing.assert_close(found[1], expected[1], rtol=0, atol=0, msg="chosen")
+    for name in (*ARRAYS, *SCALARS):
+        read = SlotWords.array if name in ARRAYS else SlotWords.scalar
+        ours, theirs = (read(words, name) for words in (found[0], expected[0]))
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0, msg=name)
+    assert found[0].words_MW.equal(expected[0].words_MW), "words outside of any column"
+
+
+@st.composite
+def steps(draw: st.DrawFn) -> tuple[SlotWords, Outcome]:
+    draws = Draws(draw(st.integers(0, 2**32 - 1)))
+    num_slots = draw(st.integers(1, 40))
+    block_length = draw(st.integers(4, 64))
+    words = random_words(num_slots, block_length, draws, draw(st.sampled_from([1, 3, 17])))
+    counted, whole_blocks = draw(st.booleans()), draw(st.booleans())
+    return words, random_outcome(words, draws, counted=counted, whole_blocks=whole_blocks)
+
+
+# nothing that the fixture gives changes between examples
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(step=steps())
+def test_any_step_equals_slot_by_slot(
+    device: torch.device, step: tuple[SlotWords, Outcome]
+) -> None:
+    assert_same(advanced(*step, device), slow_advance(*step))
+
+
+@pytest.mark.parametrize("block_length", [4, 5, 32, 64])
+def test_blocks_near_their_end(block_length: int, device: torch.device) -> None:
+    """Most of them close or end, which is rare among random ones."""
+    draws = Draws(block_length)
+    words = random_words(12, block_length, draws)
+    words.scalar("active").fill_(1)
+    words.array("decoded").copy_(draws.flags(0.95, 12, block_length))
+    outcome = random_outcome(words, draws, counted=True, whole_blocks=False)
+    outcome.kept_SB.copy_(outcome.rows.processed_SB.fill_(True))
+    words.scalar("num_steps").fill_(1)
+    words.stop_ids_MK[:8] = MASK_ID
+    after, _ = found = advanced(words, outcome, device)
+    assert_same(found, slow_advance(words, outcome))
+    closed_M = after.scalar("block_start") > words.scalar("block_start")
+    ended_M = after.scalar("active") == 0
+    assert closed_M.sum() >= 3 and ended_M.sum() >= 1, "the cases have become too few"
+
+
+@dataclass
+class Block:
+    """One slot whose block of 4 is described by a string: digits are decoded ids, dots masks.
+
+    A step decodes position ``b`` as id ``b`` wherever it stands in ``unmasks``.
+    """
+
+    ids: str
+    unmasks: str = "...."
+    start: int = 8
+    prompt_len: int = 0
+    limit: int = 100
+    stop_ids: tuple[int, ...] = ()
+    whole_blocks: bool = False
+
+
+def step_of(block: Block) -> tuple[SlotWords, Outcome]:
+    words = SlotWords.allocate(SlotLayout(4, 2), 1, "cpu")
+    decoded_B = torch.tensor([c != "." for c in block.ids])
+    ids = [MASK_ID if c == "." else int(c) for c in block.ids]
+    words.array("token_ids").copy_(torch.tensor([ids]))
+    words.array("decoded").copy_(decoded_B)
+    words.array("uncached").fill_(1)
+    words.array("leftover").fill_(1)
+    words.stop_ids_MK.fill_(MASK_ID)
+    for k, stop_id in enumerate(block.stop_ids):
+        words.stop_ids_MK[0, k] = stop_id
+    for name, value in (
+        ("active", 1),
+        ("block_start", block.start),
+        ("num_steps", 4),
+        ("threshold", 0.5),
+        ("prompt_len", block.prompt_len),
+        ("limit", block.limit),
+        ("progress", 1),
+        ("warm_up", 1),
+    ):
+        words.scalar(name).fill_(value)
+    unmasks_B = torch.tensor([c == "x" for c in block.unmasks])
+    rows = Rows.allocate(1, 4, 1, 4, "cpu")
+    rows.processed_SB.fill_(True)
+    outcome = Outcome(
+        rows=rows,
+        kept_SB=(decoded_B | unmasks_B)[None],
+        token_MB=torch.arange(4)[None],
+        confidence_MB=torch.full((1, 4), 0.9),
+        logprob_MB=torch.full((1, 4), -0.5),
+        whole_blocks=block.whole_blocks,
+    )
+    return words, outcome
+
+
+@pytest.mark.parametrize(
+    ("block", "is_active", "start"),
+    [
+        pytest.param(Block("12..", "..x."), True, 8, id="goes on"),
+        pytest.param(Block("12.4", "..x."), True, 12, id="closes"),
+        pytest.param(Block("12..", "..x.", stop_ids=(2,)), False, 8, id="stop id in the prefix"),
+        pytest.param(Block("1.4.", "...x", stop_ids=(3,)), True, 8, id="stop id behind a mask"),
+        pytest.param(Block("1.3.", ".x..", stop_ids=(3,)), False, 8, id="mask before it decoded"),
+        pytest.param(Block("6...", ".x..", stop_ids=(6,), prompt_len=9), True, 8, id="of prompt"),
+        pytest.param(Block("66..", "..x.", stop_ids=(6,), prompt_len=9), False, 8, id="behind it"),
+        pytest.param(Block("6124", "....", stop_ids=(7, 6)), False, 8, id="stops, does not close"),
+        pytest.param(Block("12..", "..x.", limit=11), False, 8, id="limit inside the block"),
+        pytest.param(Block("12..", "...x", limit=11), True, 8, id="limit is behind a mask"),
+        pytest.param(Block("12.4", "..x.", limit=12), False, 8, id="limit at the block's end"),
+        pytest.param(Block("12.4", "..x.", limit=13), True, 12, id="limit in the next block"),
+    ],
+)
+def test_when_a_text_is_final_and_when_a_block_is_closed(
+    block: Block, is_active: bool, start: int, device: torch.device
+) -> None:
+    after, _ = found = advanced(*step_of(block), device)
+    assert (bool(after.scalar("active")), int(after.scalar("block_start"))) == (is_active, start)
+    assert_same(found, slow_advance(*step_of(block)))
+
+
+def test_a_decoded_mask_id_is_no_stop_id(device: torch.device) -> None:
+    words, outcome = step_of(Block("12..", "..x."))
+    outcome.token_MB.fill_(MASK_ID)
+    after, chosen_MB = advanced(words, outcome, device)
+    assert chosen_MB.tolist() == [[False, False, True, False]]
+    assert after.scalar("active").tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("whole_blocks", "leftover"),
+    [
+        # the third was a mask before the step, so it is not final, nor is its left neighbour
+        pytest.param(False, [0, 1, 1, 0], id="what is not final"),
+        pytest.param(True, [1, 1, 1, 1], id="the whole block"),
+    ],
+)
+def test_a_closed_block_leaves_tokens_over(
+    whole_blocks: bool, leftover: list[int], device: torch.device
+) -> None:
+    block = Block("12.4", "..x.", whole_blocks=whole_blocks)
+    after, _ = advanced(*step_of(block), device)
+    assert after.array("leftover").tolist() == [leftover]
+    assert after.array("closed_ids").tolist() == [[1, 2, 2, 4]]
+    assert after.array("token_ids").tolist() == [[MASK_ID] * 4]
+    assert after.array("decoded").sum() == 0
+    assert after.array("uncached").sum() == 4
+    assert after.scalar("warm_up").tolist() == [1]
+    assert after.scalar("progress").tolist() == [-1]
+
+
+def test_slots_that_took_no_part_stay_as_they_are(device: torch.device) -> None:
+    draws = Draws(0)
+    words = random_words(6, 8, draws)
+    words.words_MW.copy_(draws.integers(-(2**31), 2**31, *words.words_MW.shape))
+    outcome = random_outcome(words, draws, counted=True, whole_blocks=False)
+    outcome.rows.row_of_slot_M.fill_(-1)
+    after, chosen_MB = advanced(words, outcome, device)
+    assert after.words_MW.equal(words.words_MW)
+    assert not chosen_MB.any()
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        pytest.param("kept_SB", torch.ones(2, 4, dtype=torch.bool), id="rows of another step"),
+        pytest.param("token_MB", torch.zeros(1, 4, dtype=torch.int32), id="ids of 32 bits"),
+        pytest.param("logprob_MB", torch.zeros(1, 8)[:, ::2], id="gaps"),
+    ],
+)
+def test_refuses(name: str, wrong: Tensor, device: torch.device) -> None:
+    words, outcome = step_of(Block("1234"))
+    with pytest.raises(ValueError, match=name):
+        advanced(words, Outcome(**(vars(outcome) | {name: wrong})), device)
