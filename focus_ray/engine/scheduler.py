@@ -131,10 +131,10 @@ class Scheduler:
         over_M = slots.decoding_M & ~slots.active_M
         assert not over_M.any(), f"texts that only the device took to be final: {over_M.nonzero()}"
         starts: list[SlotStart] = []
-        updates: list[PageUpdate] = []
-        if self._grow(updates):
-            self._admit(starts, updates)
-        prefill = self._prefill(starts, updates)
+        changed: dict[int, int] = {}  # by slot, the first entry of its page table that changes
+        if self._grow(changed):
+            self._admit(starts, changed)
+        prefill = self._prefill(starts, changed)
         decoding_M = slots.decoding_M
         if not prefill and not decoding_M.any():
             return None  # stops wait for the next plan: the device does nothing until then
@@ -143,7 +143,11 @@ class Scheduler:
         plan = StepPlan(
             stops=stops,
             starts=starts,
-            page_updates=updates,
+            page_updates=[
+                PageUpdate(slot, first, slots.sequence(slot).pages[first:])
+                for slot, first in changed.items()
+                if slots.is_taken(slot)  # it may have been preempted after it got a page
+            ],
             prefill=prefill,
             num_top_logprobs=int(wants[WANTS_TOP]) - 1 if wants[WANTS_TOP] else None,
             any_sampled=bool(wants[WANTS_SAMPLED]),
@@ -155,7 +159,7 @@ class Scheduler:
         self._in_flight.append(_InFlight(decoding_now_M, len(starts), plan.num_prefill_tokens))
         return plan
 
-    def _grow(self, updates: list[PageUpdate]) -> bool:
+    def _grow(self, changed: dict[int, int]) -> bool:
         """Give decoding sequences room for all they may write; False when one was preempted."""
         slots, page_size = self._slots, self.pool.page_size
         end_M = slots.may_write_to()
@@ -167,12 +171,9 @@ class Scheduler:
                     preempted = True
                     continue
                 sequence = slots.sequence(slot)
-                pages = self.pool.allocate(1)
-                updates.append(PageUpdate(slot, len(sequence.pages), pages))
-                sequence.pages += pages
+                changed.setdefault(slot, len(sequence.pages))
+                sequence.pages += self.pool.allocate(1)
                 slots.capacity_M[slot] += page_size
-        if preempted:  # pages may have gone to a sequence that was preempted after it
-            updates[:] = [update for update in updates if slots.is_taken(update.slot)]
         return not preempted
 
     def _preempt(self, slot: int) -> None:
@@ -189,7 +190,7 @@ class Scheduler:
         if self._slots.active_M[slot]:
             self._stops.append(slot)
 
-    def _admit(self, starts: list[SlotStart], updates: list[PageUpdate]) -> None:
+    def _admit(self, starts: list[SlotStart], changed: dict[int, int]) -> None:
         page_size = self.pool.page_size
         while self.waiting and self._slots.num_free:
             sequence = self.waiting[0]
@@ -206,12 +207,12 @@ class Scheduler:
             sequence.admit(slot, pages, cached_tokens, match.node)
             sequence.num_registered_pages = len(match.pages)
             self.num_cached_tokens += cached_tokens
-            updates.append(PageUpdate(slot, 0, pages))
+            changed[slot] = 0
             self._slots.occupy(sequence, len(pages) * page_size)
             if not sequence.remaining_prefill:
                 starts.append(self._start(sequence))
 
-    def _prefill(self, starts: list[SlotStart], updates: list[PageUpdate]) -> list[PrefillChunk]:
+    def _prefill(self, starts: list[SlotStart], changed: dict[int, int]) -> list[PrefillChunk]:
         """The chunks of the step; who has nothing left to prefill behind them starts in it too.
 
         A chunk counts as computed as soon as it is planned: whoever reads its KV does so in a later
@@ -224,7 +225,7 @@ class Scheduler:
             if budget < block_length:
                 break
             sequence = self._slots.sequence(slot)
-            self._share_prefix(sequence, updates)
+            self._share_prefix(sequence, changed)
             length = min(sequence.remaining_prefill, budget // block_length * block_length)
             if length:
                 first = sequence.num_computed
@@ -253,7 +254,7 @@ class Scheduler:
             limits.max_prefill_rows * block_length,
         )
 
-    def _share_prefix(self, sequence: Sequence, updates: list[PageUpdate]) -> None:
+    def _share_prefix(self, sequence: Sequence, changed: dict[int, int]) -> None:
         """A prefilling sequence takes over what others computed since it was admitted.
 
         Completions of one prompt are admitted together: the first computes it, the rest share it.
@@ -263,11 +264,10 @@ class Scheduler:
         rest = sequence.canvas[sequence.num_computed : sequence.num_committed]
         match = self.pool.match(rest, sequence.prefix_node)
         if match.pages:
-            first = sequence.num_registered_pages
+            changed.setdefault(sequence.slot, sequence.num_registered_pages)
             num_tokens = len(match.pages) * self.pool.page_size
             self.pool.free(sequence.share(match, num_tokens))
             self.num_cached_tokens += num_tokens
-            updates.append(PageUpdate(sequence.slot, first, match.pages))
 
     def _start(self, sequence: Sequence) -> SlotStart:
         slots, slot = self._slots, sequence.slot

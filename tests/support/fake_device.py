@@ -101,6 +101,8 @@ class FakeDevice:
             state.active = False
         for start in plan.starts:
             self._start(start)
+        touched = [update.slot for update in plan.page_updates]
+        assert len(set(touched)) == len(touched), "an entry may be written once, in any order"
         for update in plan.page_updates:
             self.table_MP[update.slot, update.first : update.first + len(update.pages)] = (
                 update.pages
