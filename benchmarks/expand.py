@@ -26,6 +26,7 @@ pairs of opposite random weights, which cancel. Nothing is zero, neither weights
 * What is left over, of the stream or of pairs without a partner, is random too and 2**-40 times as
   large as what it is added to: every sum is rounded to what it was.
 
+Positions beyond those the small model knows, 2048 of ``sdar-tiny``, work but mean nothing.
 In bfloat16 the small model's weights are kept bit for bit, or halved. Only those of norms are
 rounded anew: of the stream's if it has dimensions left over, of the queries' if the head grows.
 """
