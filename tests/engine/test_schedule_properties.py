@@ -132,20 +132,20 @@ def solitary_engine(path: str, device: str, decoding: str, **overrides: object) 
 
 def poison(engine: Engine) -> None:
     """No page brings anything along that could pass for a key or a value."""
-    pool, cache_, model = engine._scheduler.pool, engine._runner.cache, engine._runner.model
-    allocate, forward = pool.allocate, model.forward
+    pool, cache_ = engine._scheduler.pool, engine._runner._cache
+    choosing = engine._runner.parts.choosing
+    allocate, advance = pool.allocate, choosing.advance
 
     def allocate_poisoned(count: int) -> list[int]:
         pages = allocate(count)
         cache_.keys[:, pages] = cache_.values[:, pages] = torch.nan
         return pages
 
-    def forward_checked(*args: object) -> torch.Tensor:
-        hidden_TD = forward(*args)
-        assert hidden_TD.isfinite().all(), "reads KV that was never computed"
-        return hidden_TD
+    def advance_checked(*args: object) -> None:
+        assert choosing.logprob_MB.isfinite().all(), "reads KV that was never computed"
+        advance(*args)
 
-    pool.allocate, model.forward = allocate_poisoned, forward_checked
+    pool.allocate, choosing.advance = allocate_poisoned, advance_checked
 
 
 def run(engine: Engine, crowd: Iterable[Arrival]) -> Outcome:
