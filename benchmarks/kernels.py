@@ -16,6 +16,7 @@ import json
 import platform
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 # transformers looks for a package named kernels, and finds this file when another script of this
@@ -23,16 +24,16 @@ from pathlib import Path
 __version__ = "0"
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument(
         "--quick", action="store_true", help="tiny shapes on the CPU, to see the script work"
     )
     parser.add_argument("--json", type=Path, help="where the numbers are written")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     import torch
     import triton
     from rich.console import Console
@@ -42,7 +43,8 @@ def main() -> None:
     from focus_ray.benchmarks.sdar_step import QUICK_CONFIG, QUICK_SHAPES, SDAR_8B, SHAPES, Step
     from focus_ray.benchmarks.timing import Timer
 
-    args = parse_arguments()
+    args = parse_arguments(arguments)
+    command = sys.argv[1:] if arguments is None else list(arguments)
     console = Console(width=None if sys.stdout.isatty() else 120)
     if args.quick:
         timer = Timer(torch.device("cpu"), budget_s=0.002)
@@ -58,7 +60,7 @@ def main() -> None:
     if args.json:
         on_gpu = timer.device.type == "cuda"
         found = {
-            "command": shlex.join(["python", *sys.argv]),
+            "command": shlex.join(["python", "benchmarks/kernels.py", *command]),
             "date": datetime.date.today().isoformat(),
             "device": torch.cuda.get_device_name() if on_gpu else f"CPU ({platform.machine()})",
             "torch": torch.__version__,

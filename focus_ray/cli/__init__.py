@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from focus_ray import __version__
-from focus_ray.cli import chat, doctor, generate, serve, trace
+from focus_ray.cli import bench, chat, doctor, generate, serve, trace
 
 app = typer.Typer(
     help="Serve block-diffusion language models.",
@@ -19,6 +19,7 @@ app = typer.Typer(
 )
 for command in (serve.serve, chat.chat, generate.generate, trace.trace, doctor.doctor):
     app.command()(command)
+app.add_typer(bench.bench, name="bench")
 
 
 def _show_version(wanted: bool) -> None:

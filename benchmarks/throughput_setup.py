@@ -1,0 +1,140 @@
+"""What a throughput run needs before it starts: the model, the prompts, and a record of both."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import platform
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+
+from focus_ray import __version__
+from focus_ray.benchmarks.conversations import read_file, read_hub
+from focus_ray.benchmarks.expand import SHAPES, expand, random_model
+from focus_ray.benchmarks.throughput_flags import LEAST_PROMPTS, shared_fields
+from focus_ray.benchmarks.workload import (
+    Lengths,
+    Prompt,
+    bundled_prompts,
+    chat_prompts,
+    choose,
+    random_prompts,
+)
+from focus_ray.config import EngineConfig
+from focus_ray.engine.tokenizer import Tokenizer
+from focus_ray.models.loading import LoadedModel, load_model
+
+
+def load(args: argparse.Namespace) -> LoadedModel:
+    """The one model of all runs.
+
+    Raises:
+        CheckpointError: it cannot be loaded.
+        ValueError: it cannot be expanded to the shape, or there is no such device.
+    """
+    config = EngineConfig(**shared_fields(args))
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda, but torch sees no GPU here")
+    on_gpu = config.device != "cpu" and torch.cuda.is_available()
+    device = torch.device("cuda" if on_gpu else "cpu")
+    named = None if config.dtype == "auto" else getattr(torch, config.dtype)
+    if args.shape is None:
+        dtype = named if on_gpu or named is not None else torch.float32
+        return load_model(args.model, device=device, dtype=dtype, block_length=config.block_length)
+    dtype = named or (torch.bfloat16 if on_gpu else torch.float32)
+    shape = SHAPES[args.shape]
+    if args.random_weights:
+        return random_model(shape, device=device, dtype=dtype, seed=args.seed, like=args.model)
+    return expand(args.model, shape, device=device, dtype=dtype, seed=args.seed)
+
+
+def num_prompts(args: argparse.Namespace, concurrency: int) -> int:
+    """How many requests a run has."""
+    number: int = args.num_prompts or max(LEAST_PROMPTS, round(args.rounds * concurrency))
+    return number
+
+
+def make_prompts(args: argparse.Namespace, loaded: LoadedModel, number: int) -> list[Prompt]:
+    """The list that all runs take their requests from, in its order.
+
+    Raises:
+        ValueError: the source cannot be read, or its prompts do not fit the model.
+    """
+    spec = loaded.spec
+    prompt_len = Lengths(args.input_len, args.range_ratio)
+    output_len = Lengths(args.output_len, args.output_range_ratio)
+    source: Iterable[Prompt]
+    if args.dataset_name == "random":
+        forbidden = {spec.mask_token_id, *spec.stop_token_ids}
+        source = random_prompts(spec.vocab_size, forbidden, prompt_len, output_len, args.seed)
+    else:
+        tokenizer = Tokenizer.from_path(loaded.path)
+        if tokenizer is None:
+            raise ValueError(f"{args.model} has no tokenizer; take --dataset-name random")
+        if args.dataset_name == "bundled":
+            source = bundled_prompts(tokenizer, prompt_len, output_len, args.seed)
+        else:
+            found = (
+                read_file(Path(args.dataset_path))
+                if args.dataset_name == "file"
+                else read_hub(args.dataset_path, args.hf_subset, args.hf_split)
+            )
+            source = chat_prompts(tokenizer, found, output_len, args.seed)
+    longest = min(args.max_model_len or spec.max_position_embeddings, spec.max_position_embeddings)
+    return choose(source, number, int(longest))
+
+
+def describe(
+    args: argparse.Namespace, loaded: LoadedModel, prompts: Sequence[Prompt]
+) -> dict[str, Any]:
+    """What was run on what, for the report."""
+    weight = next(loaded.model.parameters())
+    on_gpu = weight.device.type == "cuda"
+    lengths = [len(prompt.token_ids) for prompt in prompts]
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "device": torch.cuda.get_device_name() if on_gpu else f"CPU ({platform.machine()})",
+        "versions": {
+            "focus_ray": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "triton": triton.__version__,
+        },
+        "model": {
+            "name": args.model,
+            "shape": args.shape,
+            "weights": "random" if args.random_weights else "expanded" if args.shape else "own",
+            "dtype": str(loaded.dtype).removeprefix("torch."),
+            "num_parameters": sum(p.numel() for p in loaded.model.parameters()),
+            "num_layers": loaded.spec.num_layers,
+            "block_length": loaded.spec.block_length,
+        },
+        "workload": {
+            "source": args.dataset_name,
+            "path": args.dataset_path,
+            "num_different": len({prompt.token_ids for prompt in prompts}),
+            "prompt_tokens": {
+                "mean": sum(lengths) / len(lengths),
+                "min": min(lengths),
+                "max": max(lengths),
+            },
+            "max_tokens": asdict(Lengths(args.output_len, args.output_range_ratio)),
+            "ignore_eos": args.ignore_eos,
+            "temperature": args.temperature,
+            "stop_repetition": args.stop_repetition,
+            "seed": args.seed,
+        },
+    }
+
+
+def titles(facts: dict[str, Any]) -> tuple[str, str]:
+    """Title and subtitle of the plot."""
+    model, workload = facts["model"], facts["workload"]
+    name = model["name"] if model["shape"] is None else model["shape"]
+    what = f"{model['weights']} weights, {model['dtype']}, {workload['source']} prompts"
+    return f"{name} on {facts['device']}", f"{what}, closed loop, steady stretch"
