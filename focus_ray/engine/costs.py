@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from focus_ray.engine.adaptive import StepCosts
-from focus_ray.engine.plan import BlockSnapshot, SlotStart, StepPlan
+from focus_ray.engine.plan import BlockSnapshot, PrefillChunk, SlotStart, StepPlan
 from focus_ray.engine.runner import Runner
 from focus_ray.engine.step_parts import PLAIN
 from focus_ray.sampling import SamplingParams
@@ -24,18 +24,21 @@ ENOUGH_S = 0.25
 
 @torch.inference_mode()
 def measure_costs(runner: Runner) -> StepCosts:
-    """Time head, tail and look with 1, 2, 4, ... sequences that process their whole block.
+    """Time head, tail and look with 1, 2, 4, ... whole blocks.
+
+    Every sequence has one; the blocks behind those of all sequences are prefill.
 
     Contexts are short: attention to what lies before the block costs the same whether or not a
     step evicts. Of the tokens that reach the tail, half are taken to be masked.
     """
     policy, parts, passes = runner.policy, runner.parts, runner.parts.passes
-    device, num_slots = runner.state.device, runner.state.num_slots
+    device = runner.state.device
     evicting: list[tuple[int, float]] = []
     plain: list[tuple[int, float]] = []
     tail: list[tuple[int, float]] = []
-    for count in sorted({min(1 << i, num_slots) for i in range(num_slots.bit_length() + 1)}):
-        runner.state.take(StepPlan(starts=[_start(runner, slot) for slot in range(count)]))
+    most = len(runner.state.prefill_slot_F)
+    for count in sorted({min(1 << i, most) for i in range(most.bit_length() + 1)}):
+        runner.state.take(_blocks(runner, count))
         counted = runner.plan_rows(policy.keeping_all(), 0)
         tokens = counted.num_tokens
         size = parts.size(tokens, counted.num_rows)
@@ -48,8 +51,16 @@ def measure_costs(runner: Runner) -> StepCosts:
         tail.append((tokens, sum(_seconds(run, device) for run in runs)))
         if tail[-1][1] > ENOUGH_S:
             break
-    runner.state.take(StepPlan(stops=list(range(num_slots))))
+    runner.state.take(StepPlan(stops=list(range(runner.state.num_slots))))
     return StepCosts(evicting or plain, plain, tail)
+
+
+def _blocks(runner: Runner, count: int) -> StepPlan:
+    num_slots, length = runner.state.num_slots, runner.state.block_length
+    chunk = PrefillChunk(0, 0, np.zeros(length, np.int32))
+    prefill = [chunk] * max(count - num_slots, 0)
+    starts = [_start(runner, slot) for slot in range(min(count, num_slots))]
+    return StepPlan(starts=starts, prefill=prefill)
 
 
 def _start(runner: Runner, slot: int) -> SlotStart:
