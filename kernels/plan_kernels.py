@@ -141,19 +141,20 @@ def place_rows_kernel(
     num_decoding = tl.sum(rows, 0)
     num_decoding_tokens = tl.sum(tokens, 0)
     num_masked_tokens = tl.sum(masked_len, 0)
-    s = tl.arange(0, ROWS)
-    f = s - num_decoding
-    is_prefill = (f >= 0) & (f < num_prefill)
-    is_behind = (f >= 0) & (s < num_rows)
-    prefill_slot = tl.load(prefill_slot_ptr + f, mask=is_prefill, other=0)
-    prefill_start = tl.load(prefill_start_ptr + f, mask=is_prefill, other=0)
-    offset = num_decoding_tokens + tl.minimum(f, num_prefill) * BLOCK_LENGTH
-    tl.store(row_slot_ptr + s, prefill_slot, mask=is_behind)
-    tl.store(row_start_ptr + s, prefill_start.to(tl.int64), mask=is_behind)
-    tl.store(row_offsets_ptr + s, offset, mask=(f >= 0) & (s <= num_rows))
-    tl.store(masked_offsets_ptr + s, num_masked_tokens, mask=(f >= 0) & (s <= num_rows))
-    tl.store(target_ptr + s, tl.zeros([ROWS], tl.int64), mask=is_behind)
-    tl.store(progress_ptr + s, tl.full([ROWS], -1, tl.int64), mask=is_behind)
+    for start in range(0, num_rows + 1, ROWS):
+        s = start + tl.arange(0, ROWS)
+        f = s - num_decoding
+        is_prefill = (f >= 0) & (f < num_prefill)
+        is_behind = (f >= 0) & (s < num_rows)
+        prefill_slot = tl.load(prefill_slot_ptr + f, mask=is_prefill, other=0)
+        prefill_start = tl.load(prefill_start_ptr + f, mask=is_prefill, other=0)
+        offset = num_decoding_tokens + tl.minimum(f, num_prefill) * BLOCK_LENGTH
+        tl.store(row_slot_ptr + s, prefill_slot, mask=is_behind)
+        tl.store(row_start_ptr + s, prefill_start.to(tl.int64), mask=is_behind)
+        tl.store(row_offsets_ptr + s, offset, mask=(f >= 0) & (s <= num_rows))
+        tl.store(masked_offsets_ptr + s, num_masked_tokens, mask=(f >= 0) & (s <= num_rows))
+        tl.store(target_ptr + s, tl.zeros([ROWS], tl.int64), mask=is_behind)
+        tl.store(progress_ptr + s, tl.full([ROWS], -1, tl.int64), mask=is_behind)
     tl.store(counts_ptr, num_decoding_tokens + num_prefill * BLOCK_LENGTH)
     tl.store(counts_ptr + 1, num_masked_tokens)
     tl.store(counts_ptr + 2, num_decoding + num_prefill)

@@ -97,6 +97,7 @@ def plan_rows(
     num_rows, num_tokens = len(out.row_slot_S), len(out.token_ids_C)
     slots_at_once = triton.next_power_of_2(words.num_slots)
     block = triton.next_power_of_2(block_length)
+    num_warps = max(1, min(slots_at_once // 32, 32))
     place_rows_kernel[(1,)](
         words.words_MW,
         prefill_slot_F,
@@ -122,8 +123,8 @@ def plan_rows(
         HAS_ALPHA=rule.alpha is not None,
         SLOTS=slots_at_once,
         CHUNK=max(1, min(block, MAX_WORDS_AT_ONCE // slots_at_once)),
-        ROWS=triton.next_power_of_2(num_rows + 1),
-        num_warps=max(1, min(slots_at_once // 32, 32)),
+        ROWS=256 * num_warps,
+        num_warps=num_warps,
     )
     write_rows_kernel[(num_rows,)](
         words.words_MW,

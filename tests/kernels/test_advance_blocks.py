@@ -11,6 +11,7 @@ from slot_states import MASK_ID, NUM_IDS, Draws, copy_of, random_words
 from torch import Tensor
 
 from focus_ray.kernels.advance_blocks import advance_blocks
+from focus_ray.kernels.launch import INTERPRETED
 from focus_ray.kernels.rows import Rows
 from focus_ray.kernels.slot_words import ARRAYS, SCALARS, STRATEGIES, SlotLayout, SlotWords
 
@@ -200,7 +201,10 @@ def steps(draw: st.DrawFn) -> tuple[SlotWords, Outcome]:
 
 
 # nothing that the fixture gives changes between examples
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=15 if INTERPRETED else 50,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(step=steps())
 def test_any_step_equals_slot_by_slot(
     device: torch.device, step: tuple[SlotWords, Outcome]
