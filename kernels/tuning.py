@@ -54,10 +54,11 @@ class AttentionTile:
 
 @dataclass(frozen=True)
 class AttentionPlan:
-    """A tile, and among how many programs the KV positions of each tile are shared."""
+    """A tile, among how many programs its KV positions are shared, and how many run at once."""
 
     tile: AttentionTile
     num_splits: int
+    places: int
 
 
 # In ascending block_m, for heads of up to 128. 64 rows are the least that Hopper's wgmma takes;
@@ -114,14 +115,15 @@ def attention_plan(
         max_kv_len: most KV positions a token sees.
     """
     if dtype == torch.float32:
-        return AttentionPlan(_for_head_dim(FLOAT32_TILE, head_dim), 1)
+        tile, places = FLOAT32_TILE, num_multiprocessors(device)
+        return AttentionPlan(_for_head_dim(tile, head_dim), 1, places)
     tiles = ATTENTION_TILES.get(capability(device), SMALL_TILES)
     pairs_wanted = min(2 * -(-num_tokens // busy_rows), max_row_len) * group
     tile = next((tile for tile in tiles if tile.block_m >= pairs_wanted), tiles[-1])
     tile = _for_head_dim(tile, head_dim)
     num_programs = max(busy_rows, -(-num_tokens * group // tile.block_m)) * num_kv_heads
     places = num_multiprocessors(device) * tile.programs_per_sm
-    return AttentionPlan(tile, num_splits(num_programs, places, max_kv_len))
+    return AttentionPlan(tile, num_splits(num_programs, places, max_kv_len), places)
 
 
 def num_splits(num_programs: int, places: int, max_kv_len: int) -> int:

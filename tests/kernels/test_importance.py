@@ -157,6 +157,24 @@ def test_zero_where_not_masked(device: torch.device) -> None:
     assert not batch.importance(device)[~batch.masked_NB].any()
 
 
+def test_blocks_that_cannot_evict_are_not_looked_at(device: torch.device) -> None:
+    batch = blocks(6, 16)
+    num_masked_N = batch.masked_NB.sum(1)
+    target_N = num_masked_N - torch.tensor([1, 0, 0, 0, 1, -2])
+    inputs = [tensor.to(device) for tensor in vars(batch).values()]
+    found_NB = importance(*inputs, target_N.to(device)).cpu()
+    evicts_N1 = (num_masked_N > target_N)[:, None]
+    assert evicts_N1.flatten().tolist() == [True, False, False, False, True, False]
+    assert torch.equal(found_NB, batch.importance(device) * evicts_N1)
+
+
+def test_targets_of_other_blocks_are_refused() -> None:
+    inputs = vars(blocks(2, 8)).values()
+    for wrong in (torch.ones(3, dtype=torch.int64), torch.ones(2)):
+        with pytest.raises(ValueError, match=r"target_N must be int64 \[2\]"):
+            importance(*inputs, wrong)
+
+
 def test_tokens_that_are_not_masked_may_be_anything(device: torch.device) -> None:
     batch = blocks(4, 12)
     expected_NB = batch.importance(device)

@@ -137,8 +137,7 @@ def test_invariants_on_random_blocks(
         assert offsets_N1.dtype == torch.int32
         assert offsets_N1.diff().tolist() == counted_NB.sum(1).tolist()
         assert offsets_N1[0] == 0
-    num_evicted = int((processed_NB & ~found.kept_NB).sum())
-    assert found.counts_2.tolist() == [num_evicted, int(retained_NB.sum())]
+    assert found.counts_2.tolist() == [int(found.kept_NB.sum()), int(retained_NB.sum())]
     for row, limit in enumerate(found.limit_N.tolist()):
         seen_B = found.kept_NB[row] | (~masked_NB[row] if attend_cached else False)
         assert limit == max(seen_B.nonzero()[:, 0].tolist(), default=-1) + 1
@@ -207,6 +206,36 @@ def test_no_block(device: torch.device) -> None:
     assert found.counts_2.tolist() == [0, 0]
 
 
+def test_rows_beside_the_blocks_that_decode(device: torch.device) -> None:
+    """What eviction meets: tokens left over from a block, a prompt's block, empty rows."""
+    masked_NB = torch.tensor([[0, 0, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0], [0, 0, 0, 0]]).bool()
+    processed_NB = torch.tensor([[0, 1, 0, 1], [1, 1, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0]]).bool()
+    second_NB = torch.tensor([0.0, 0.0, 9.0, 0.0]).expand(4, 4)
+    target_N, progress_N = torch.tensor([0, 1, 0, 0]), torch.tensor([-1, 3, -1, -1])
+    inputs = (torch.zeros(4, 4), second_NB, processed_NB, masked_NB, target_N, progress_N)
+    found = retain_on(device, *inputs)
+    assert torch.equal(found.kept_NB[[0, 2, 3]], processed_NB[[0, 2, 3]])
+    assert found.kept_NB[1].tolist() == [False, True, True, False]
+    assert found.limit_N[:3].tolist() == [4, 3, 4]
+    assert found.row_offsets_N1.tolist() == [0, 2, 4, 8, 8]
+    assert found.masked_offsets_N1.tolist() == [0, 0, 2, 2, 2]
+    assert found.counts_2.tolist() == [8, 2]
+
+
+def test_into_buffers_of_a_larger_step(device: torch.device) -> None:
+    """Written over and over, each step having as many rows as it has."""
+    out = Retained.allocate(30, 16, device)
+    for rows in (30, 7, 1, 20, 0):
+        inputs = [tensor.to(device) for tensor in random_blocks(max(rows, 1), 16)]
+        inputs = [tensor[:rows] for tensor in inputs]
+        expected = retain(*inputs, **PUBLISHED)
+        found = retain(*inputs, **PUBLISHED, out=out)
+        for name, tensor in vars(expected).items():
+            assert torch.equal(getattr(found, name), tensor), name
+            if tensor.numel():
+                assert getattr(found, name).data_ptr() == getattr(out, name).data_ptr(), name
+
+
 @pytest.mark.kernels
 @pytest.mark.parametrize(
     ("rows", "block_length"),
@@ -234,8 +263,9 @@ def test_replay_of_a_cuda_graph(device: torch.device) -> None:
     inputs = [tensor.to(device) for tensor in random_blocks(50, 32)]
     retain(*inputs, **PUBLISHED)  # compiled before the capture
     graph = torch.cuda.CUDAGraph()
+    out = Retained.allocate(50, 32, device)
     with torch.cuda.graph(graph):
-        found = retain(*inputs, **PUBLISHED)
+        found = retain(*inputs, **PUBLISHED, out=out)
     for rows in (51, 52):
         for tensor, other in zip(inputs, random_blocks(rows, 32), strict=True):
             tensor.copy_(other[:50])
@@ -272,3 +302,6 @@ def test_what_does_not_fit_is_refused() -> None:
             retain(*inputs, **options)
     with pytest.raises(ValueError, match="importance_dtype"):
         retain(*good, **{**options, "importance_dtype": torch.float64})
+    for rows, block_length in ((1, 4), (2, 8)):
+        with pytest.raises(ValueError, match="out must have room for 2 rows of 4 positions"):
+            retain(*good, **options, out=Retained.allocate(rows, block_length, "cpu"))

@@ -44,7 +44,7 @@ def test_one_long_sequence_is_spread_over_the_gpu() -> None:
 @pytest.mark.parametrize("busy_rows", [1, 3, 500])
 def test_float32_takes_the_same_plan_for_every_batch(busy_rows: int) -> None:
     found = plan(torch.float32, num_tokens=8, busy_rows=busy_rows, max_row_len=8, max_kv_len=9000)
-    assert found == AttentionPlan(tuning.FLOAT32_TILE, 1)
+    assert found == AttentionPlan(tuning.FLOAT32_TILE, 1, 132)
 
 
 @pytest.mark.usefixtures("plan_on_hopper")
