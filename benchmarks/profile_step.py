@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import itertools
 import json
 import platform
 import shlex
@@ -20,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import cycle, islice
 from pathlib import Path
 
 import torch
@@ -29,16 +29,15 @@ from focus_ray.benchmarks.expand import DEFAULT_SMALL, SHAPES, expand
 from focus_ray.benchmarks.profile_kernels import Activity, activity_of, read_trace
 from focus_ray.benchmarks.profile_tables import print_profile
 from focus_ray.benchmarks.settings import engine_fields
+from focus_ray.benchmarks.workload import Lengths, bundled_prompts
 from focus_ray.config import EngineConfig
 from focus_ray.engine.assembly import assemble
 from focus_ray.engine.engine import Engine
-from focus_ray.engine.outputs import GenerationRequest
 from focus_ray.sampling import SamplingParams
-from focus_ray.tasks import evaluation_set
 
 STEPS = 20
 WARM_UP_STEPS = 100
-NUM_PROMPTS = 300
+PROMPT_LEN = Lengths(200, 0.5)
 
 
 @dataclass(frozen=True)
@@ -131,22 +130,24 @@ def profile_engine(
     )
 
 
-class ClosedLoop:
-    """Keeps so many requests running, over the bundled questions again and again."""
+class Clients:
+    """Keep so many requests running, over the bundled questions that throughput.py asks, too."""
 
     def __init__(self, engine: Engine, concurrency: int, max_tokens: int) -> None:
         assert engine.tokenizer is not None
-        tasks = evaluation_set(NUM_PROMPTS, NUM_PROMPTS // 10)
-        prompts = [engine.tokenizer.render_chat(task.messages).token_ids for task in tasks]
+        endless = bundled_prompts(engine.tokenizer, PROMPT_LEN, Lengths(max_tokens), seed=0)
+        # Drawn now, so that drawing does not count as the host's work in a step.
+        prompts = list(islice(endless, 2 * concurrency))
         self._engine = engine
         self._concurrency = concurrency
-        self._params = SamplingParams(max_tokens=max_tokens, temperature=0.0)
-        self._prompts = enumerate(itertools.cycle(prompts))
+        self._params = SamplingParams(temperature=0.0)
+        self._prompts = enumerate(cycle(prompts))
 
     def keep_full(self) -> None:
+        """Replace the requests that have ended."""
         while len(self._engine.running_requests) < self._concurrency:
             number, prompt = next(self._prompts)
-            self._engine.add(GenerationRequest(str(number), tuple(prompt), self._params))
+            self._engine.add(prompt.request(str(number), self._params))
 
 
 def make_engine(shape: str, mode: str, concurrency: int, *, enforce_eager: bool = False) -> Engine:
@@ -161,6 +162,7 @@ def make_engine(shape: str, mode: str, concurrency: int, *, enforce_eager: bool 
         model=DEFAULT_SMALL,
         max_num_seqs=concurrency,
         enforce_eager=enforce_eager,
+        enable_prefix_caching=False,  # as in throughput.py
         **engine_fields(mode),
     )
     if shape == DEFAULT_SMALL:
@@ -178,7 +180,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--mode", default="focus@0.8", help="as block@0.9 or focus@0.8,alpha=1.2")
     parser.add_argument("--concurrency", type=int, default=256)
-    parser.add_argument("--max-tokens", type=int, default=256, help="of each answer")
+    parser.add_argument("--max-tokens", type=int, default=512, help="of an answer, at most")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--warm-up", type=int, default=WARM_UP_STEPS, help="steps before")
     parser.add_argument("--enforce-eager", action="store_true", help="without CUDA graphs")
@@ -199,7 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     except ValueError as error:
         raise SystemExit(str(error)) from error
-    clients = ClosedLoop(engine, args.concurrency, args.max_tokens)
+    clients = Clients(engine, args.concurrency, args.max_tokens)
     for _ in range(args.warm_up):
         clients.keep_full()
         engine.step()

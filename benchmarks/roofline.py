@@ -34,7 +34,7 @@ from rich.console import Console
 
 from focus_ray.benchmarks.expand import SHAPES
 from focus_ray.benchmarks.roofline_bound import Ceilings, Roofline, roofline_of
-from focus_ray.benchmarks.roofline_counts import read_runs
+from focus_ray.benchmarks.roofline_counts import Recorded, read_runs
 from focus_ray.benchmarks.roofline_products import (
     Product,
     ProductTimes,
@@ -102,15 +102,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console = Console(width=None if sys.stdout.isatty() else 120)
     try:
         config = QUICK_CONFIG if args.quick else shape_config(args.shape)
-        runs = read_runs(args.run) if args.run else []
+        recorded = read_runs(args.run) if args.run else None
         if args.ceilings:
             measured = read_ceilings(args.ceilings, config)
         elif args.quick or torch.cuda.is_available():
             measured = measure(config, quick=args.quick)
         else:
             raise ValueError("limits are those of a GPU, and there is none; give --ceilings FILE")
+        if recorded is not None and not args.quick:
+            require_same(recorded, args.shape, measured.device)
     except (OSError, ValueError) as error:
         raise SystemExit(str(error)) from error
+    runs = recorded.runs if recorded is not None else []
     rooflines = [roofline_of(run, config, measured.ceilings) for run in runs]
     print_ceilings(console, measured.device, measured.square_flops_per_s, measured.ceilings)
     if rooflines:
@@ -142,6 +145,21 @@ def shape_config(name: str) -> SdarConfig:
     if not path.is_file():
         raise ValueError(f"--shape {name} is neither one of {', '.join(SHAPES)} nor a config.json")
     return SdarConfig.from_published(json.loads(path.read_text()))
+
+
+def require_same(recorded: Recorded, shape: str, device: str) -> None:
+    """Refuse runs of another model or device, as far as their report says what they ran on.
+
+    Raises:
+        ValueError: names what differs.
+    """
+    known = shape.lower() in SHAPES
+    if recorded.shape is not None and known and recorded.shape != shape.lower():
+        raise ValueError(f"the runs are of {recorded.shape}, not {shape}; give --shape")
+    if recorded.device is not None and recorded.device != device:
+        raise ValueError(
+            f"the runs are of {recorded.device}, the limits of {device}; measure both on one"
+        )
 
 
 @torch.inference_mode()

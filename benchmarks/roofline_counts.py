@@ -38,7 +38,16 @@ class RunCounts:
     assumed: tuple[str, ...] = ()
 
 
-def read_runs(path: Path) -> list[RunCounts]:
+@dataclass(frozen=True)
+class Recorded:
+    """The runs of a report, and what they ran on, as far as it says."""
+
+    runs: list[RunCounts]
+    shape: str | None
+    device: str | None
+
+
+def read_runs(path: Path) -> Recorded:
     """The rows of a throughput report that say how many tokens they had to compute.
 
     A row's whole run comes first, and then, where it has one, its steady stretch: the part in which
@@ -58,7 +67,9 @@ def read_runs(path: Path) -> list[RunCounts]:
             f"none of the {len(rows)} rows of {path} has {', '.join(REQUIRED)}; "
             "measure again with throughput.py --json"
         )
-    return runs
+    model = report.get("model")
+    shape = model.get("shape") if isinstance(model, dict) else None
+    return Recorded(runs, shape, report.get("device"))
 
 
 def counts_of(row: Mapping[str, object]) -> RunCounts:

@@ -13,7 +13,7 @@ from focus_ray.benchmarks.profile_kernels import (
     short_name,
     unnested,
 )
-from focus_ray.benchmarks.profile_step import ClosedLoop, main, make_engine, profile_engine
+from focus_ray.benchmarks.profile_step import Clients, main, make_engine, profile_engine
 
 TINY = "sdar-tiny"
 
@@ -140,7 +140,7 @@ def test_kernels_are_named_and_grouped(name: str, group: str, short: str) -> Non
 
 def test_an_engine_that_is_kept_full_is_profiled(tmp_path: Path) -> None:
     engine = make_engine(TINY, "focus@0.8", concurrency=2)
-    clients = ClosedLoop(engine, 2, max_tokens=64)
+    clients = Clients(engine, 2, max_tokens=64)
     trace = tmp_path / "trace.json"
     found = profile_engine(engine, clients.keep_full, steps=3, trace=trace)
     assert len(engine.running_requests) == 2

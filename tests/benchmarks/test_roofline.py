@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from focus_ray.benchmarks.expand import SHAPES
-from focus_ray.benchmarks.roofline import main, shape_config
+from focus_ray.benchmarks.roofline import main, require_same, shape_config
 from focus_ray.benchmarks.roofline_bound import Ceilings, roofline_of
 from focus_ray.benchmarks.roofline_counts import counts_of, read_runs
 from focus_ray.benchmarks.roofline_products import (
@@ -165,7 +165,7 @@ def test_the_steady_stretch_of_a_run_is_judged_beside_it(tmp_path: Path) -> None
     steady = {name: COMPLETE[name] for name in COMPLETE if name not in ("mode", "concurrency")}
     rows = [{**COMPLETE, "steady": {**steady, "wall_s": 1.0}}, {**COMPLETE, "steady": None}]
     path.write_text(json.dumps({"rows": rows}))
-    runs = [(run.label, run.wall_s) for run in read_runs(path)]
+    runs = [(run.label, run.wall_s) for run in read_runs(path).runs]
     assert runs == [("focus@0.8 x 8", 2.0), ("focus@0.8 x 8, steady", 1.0), ("focus@0.8 x 8", 2.0)]
 
 
@@ -178,7 +178,22 @@ def test_reports_that_say_nothing_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="none of the 1 rows"):
         read_runs(path)
     path.write_text(json.dumps({"rows": [{"steps": 3}, COMPLETE]}))
-    assert len(read_runs(path)) == 1
+    assert len(read_runs(path).runs) == 1
+
+
+def test_runs_are_judged_by_limits_of_their_own_model_and_device(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    path.write_text(
+        json.dumps({"device": "H100", "model": {"shape": "sdar-4b"}, "rows": [COMPLETE]})
+    )
+    recorded = read_runs(path)
+    require_same(recorded, "sdar-4b", "H100")
+    with pytest.raises(ValueError, match="are of sdar-4b, not sdar-8b"):
+        require_same(recorded, "sdar-8b", "H100")
+    with pytest.raises(ValueError, match="are of H100, the limits of H200"):
+        require_same(recorded, "sdar-4b", "H200")
+    path.write_text(json.dumps({"rows": [COMPLETE]}))
+    require_same(read_runs(path), "sdar-8b", "H200")  # nothing to hold it against
 
 
 def test_a_shape_is_a_name_or_a_file(tmp_path: Path) -> None:
