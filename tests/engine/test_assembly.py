@@ -6,15 +6,17 @@ import shutil
 import pytest
 
 from focus_ray.config import EngineConfig
-from focus_ray.engine import assembly, runner
+from focus_ray.engine import assembly, choosing
+from focus_ray.engine.build_runner import EVERY_WISH
+from focus_ray.models.step import StepTensors
 
 
 @pytest.mark.parametrize(
     "decoding",
     [
         pytest.param({"decoding": "block"}, id="whole blocks"),
-        pytest.param({"decoding": "focus"}, id="nothing evicted"),
-        pytest.param({"decoding": "focus", "eviction_policy": "leftmost"}, id="nothing left out"),
+        pytest.param({"decoding": "focus"}, id="eviction"),
+        pytest.param({"decoding": "focus", "eviction_policy": "leftmost"}, id="leftmost"),
     ],
 )
 @pytest.mark.parametrize(
@@ -24,32 +26,51 @@ from focus_ray.engine import assembly, runner
         pytest.param(40, 16, id="decoding alone is above the budget"),
     ],
 )
-def test_the_rehearsal_draws_filters_and_reports_in_every_slot(
+def test_the_rehearsal_is_the_largest_step_there_can_be(
     golden_sdar, monkeypatch, max_num_seqs, batched, decoding
 ):
-    drawn, choose = [], runner.choose_tokens
-
-    def watch(logits_RV, params, **options):
-        drawn.append((len(logits_RV), bool((params.temperature_R > 0).all()), options))
-        return choose(logits_RV, params, **options)
-
-    monkeypatch.setattr(runner, "choose_tokens", watch)
     config = EngineConfig(
         model=golden_sdar.path,
         device=golden_sdar.device,
         block_length=16,
         num_pages=64,
         max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=batched,
+        enforce_eager=True,
         **decoding,
     )
-    made = assembly.assemble(config).runner
-    drawn.clear()
-    assembly._rehearse(made, batched, 1024)
-    (rows, all_sampled, options) = drawn[0]
-    assert rows == max_num_seqs * 16
-    assert all_sampled
-    assert options["any_sampled"]
-    assert options["any_filtered"]
+    parts = assembly.assemble(config)
+    runner, limits = parts.runner, parts.scheduler.limits
+    passes, drawn = {"begin": [], "finish": []}, []
+
+    def watch_pass(name, run):
+        def watched(*args):
+            step = next(arg for arg in args if isinstance(arg, StepTensors))
+            passes[name].append(len(step.positions_T))
+            return run(*args)
+
+        return watched
+
+    model = runner.parts.passes._model
+    for name in passes:
+        monkeypatch.setattr(model, name, watch_pass(name, getattr(model, name)))
+    runner.rehearse_passes()
+    for sizes in passes.values():
+        assert min(sizes) >= limits.max_step_tokens >= max(batched, max_num_seqs * 18)
+
+    choose = choosing.choose_tokens
+
+    def watch_choice(logits_RV, params, **options):
+        all_sampled = bool((params.temperature_R > 0).all())
+        drawn.append((len(logits_RV), all_sampled, params.suppressed_RK is not None, options))
+        return choose(logits_RV, params, **options)
+
+    monkeypatch.setattr(choosing, "choose_tokens", watch_choice)
+    runner.rehearse_choice(EVERY_WISH)
+    (rows, all_sampled, suppresses, options) = drawn[0]
+    assert rows >= max_num_seqs * 16
+    assert all_sampled, "rows that are greedy take no memory to filter"
+    assert suppresses and options["any_sampled"] and options["any_filtered"]
 
 
 def test_a_checkpoint_of_longer_blocks_is_refused_unless_told_otherwise(golden_sdar, tmp_path):

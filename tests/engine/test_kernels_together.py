@@ -40,6 +40,8 @@ def generate(path: str, device: str) -> dict[str, list[int]]:
             page_size=16,
             num_pages=12,
             max_model_len=48,
+            max_num_seqs=4,
+            max_num_batched_tokens=64,
             confidence_threshold=0.5,
         )
     )
