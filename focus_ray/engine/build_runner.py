@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 
 from focus_ray.config import EngineConfig
-from focus_ray.engine.adaptive import EvictionChooser
+from focus_ray.engine.adaptive import (
+    BY_IMPORTANCE,
+    LEFTMOST,
+    EvictionChooser,
+    saturation_tokens,
+)
 from focus_ray.engine.block_state import BlockState
 from focus_ray.engine.buckets import token_buckets
 from focus_ray.engine.choosing import Choosing
@@ -22,6 +29,8 @@ from focus_ray.kernels.slot_words import SlotLayout
 from focus_ray.models.kv_cache import KVCache
 from focus_ray.models.loading import LoadedModel
 from focus_ray.sampling import MAX_LOGPROBS, MAX_STOP_TOKEN_IDS
+
+logger = logging.getLogger(__name__)
 
 EVERY_WISH = StepPlan(
     num_top_logprobs=MAX_LOGPROBS, any_sampled=True, any_filtered=True, any_suppressed=True
@@ -98,4 +107,7 @@ def make_ready(config: EngineConfig, runner: Runner) -> None:
     if on_gpu and not config.enforce_eager:
         runner.record(plain_too=adaptive)
     if adaptive:
-        runner.chooser = EvictionChooser(measure_costs(runner))
+        costs = measure_costs(runner)
+        logger.info("from %d tokens on, larger steps are hardly faster", saturation_tokens(costs))
+        expected = BY_IMPORTANCE if runner.policy.by_importance else LEFTMOST
+        runner.chooser = EvictionChooser(costs, expected=expected)

@@ -198,7 +198,7 @@ class Runner:
         num_slots = last.num_slots or len(plan.starts)
         decoding = last.num_tokens - last.num_prefill
         if not last.num_slots:
-            decoding = num_slots * self.state.block_length
+            decoding = num_slots * self.state.block_length * 2 // 3  # about what a block still has
         evicts = self.chooser.choose(
             num_processed=decoding + num_prefill, num_prefill=num_prefill, num_slots=num_slots
         )
