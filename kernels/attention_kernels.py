@@ -4,8 +4,8 @@ What is launched depends on sizes that the host knows, so that it can be recorde
 has work is found on the device. What a program does with its tile is in ``attention_tile.py``; a
 tile's positions can be shared among programs, which ``attention_splits.py`` adds up.
 
-T query tokens in S rows, H query heads, K KV heads, G = H / K, d head size, M (token, head) pairs of
-a tile, X splits.
+T query tokens in S rows, H query heads, K KV heads, G = H / K, d head size, M (token, head) pairs
+of a tile, X splits.
 """
 
 from __future__ import annotations

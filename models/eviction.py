@@ -59,10 +59,11 @@ class Eviction:
 
     def choose(self, q_THd: Tensor, k_TKd: Tensor, step: StepTensors) -> None:
         """Choose by the change of importance in layer 1; the choice is in ``retained`` then."""
-        assert self._first_SB is not None, "layer 0 was not observed"
-        num_rows = len(self._first_SB)
+        first_SB, self._first_SB = self._first_SB, None
+        assert first_SB is not None, "layer 0 was not observed"
+        num_rows = len(first_SB)
         retain(
-            self._first_SB,
+            first_SB,
             self._importance(q_THd, k_TKd, step),
             self._rows.processed_SB[:num_rows],
             self._rows.masked_SB[:num_rows],

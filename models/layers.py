@@ -40,10 +40,9 @@ class FusedLinear(nn.Module):
             torch.empty(sum(part_sizes.values()), in_size, dtype=dtype), requires_grad=False
         )
 
-    def forward(self, x_TD: Tensor) -> tuple[Tensor, ...]:
-        """The outputs of the maps in their order: views of one tensor."""
-        outputs_TO = linear(x_TD, self.weight)
-        return tuple(outputs_TO.split([*self.part_sizes.values()], dim=1))
+    def forward(self, x_TD: Tensor) -> Tensor:
+        """The outputs of the maps, side by side in their order."""
+        return linear(x_TD, self.weight)
 
     def parts(self) -> dict[str, Tensor]:
         """The weight of each map, a view of the one weight."""

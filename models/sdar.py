@@ -13,9 +13,8 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from focus_ray.kernels.fill_kv import fill_kv
 from focus_ray.kernels.linear import linear
-from focus_ray.kernels.norm_rotary import norm_rotary
+from focus_ray.kernels.norm_rotary_fill import norm_rotary_fill
 from focus_ray.kernels.paged_attention import paged_attention
 from focus_ray.models.base import BlockDiffusionModel, ModelConfig
 from focus_ray.models.eviction import Eviction
@@ -106,23 +105,26 @@ class SdarAttention(nn.Module):
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps, dtype)
 
     def write_kv(
-        self, x_TD: Tensor, rotary_P2r2: Tensor, step: StepTensors, layer_kv: LayerKV
-    ) -> tuple[Tensor, Tensor]:
-        """Queries ``[T, H, d]`` and keys ``[T, K, d]``; keys and values are in their slots."""
-        q_THd, k_TKd, v_TKd = (
-            part_TX.unflatten(1, (-1, self.head_dim)) for part_TX in self.qkv_proj(x_TD)
-        )
-        q_THd, k_TKd = norm_rotary(
-            q_THd,
-            k_TKd,
+        self,
+        x_TD: Tensor,
+        rotary_P2r2: Tensor,
+        step: StepTensors,
+        layer_kv: LayerKV,
+        keep_keys: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Queries ``[T, H, d]``, and keys ``[T, K, d]`` if wanted; KV is in its slots."""
+        return norm_rotary_fill(
+            self.qkv_proj(x_TD),
             self.q_norm.weight,
             self.k_norm.weight,
             self.q_norm.eps,
             rotary_P2r2,
             step.positions_T,
+            step.slot_T,
+            layer_kv.key_pages,
+            layer_kv.value_pages,
+            keep_keys=keep_keys,
         )
-        fill_kv(k_TKd, v_TKd, step.slot_T, layer_kv.key_pages, layer_kv.value_pages)
-        return q_THd, k_TKd
 
     def attend(self, q_THd: Tensor, step: StepTensors, layer_kv: LayerKV) -> Tensor:
         """What the queries read from the pages, projected to ``[T, D]``."""
@@ -163,10 +165,17 @@ class SdarLayer(nn.Module):
         rotary_P2r2: Tensor,
         step: StepTensors,
         layer_kv: LayerKV,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Up to the keys and values in their slots; the stream, the queries and keys."""
+        *,
+        keep_keys: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Up to the keys and values in their slots.
+
+        Returns:
+            The stream, the queries, and the keys if they are wanted.
+        """
         normed_TD, x_TD = self.input_layernorm(x_TD, added_TD)
-        q_THd, k_TKd = self.self_attn.write_kv(normed_TD, rotary_P2r2, step, layer_kv)
+        attention = self.self_attn
+        q_THd, k_TKd = attention.write_kv(normed_TD, rotary_P2r2, step, layer_kv, keep_keys)
         return x_TD, q_THd, k_TKd
 
     def finish(
@@ -199,18 +208,21 @@ class SdarDecoder(nn.Module):
     def begin(
         self, step: StepTensors, cache: KVCache, eviction: Eviction | None
     ) -> tuple[Tensor, Tensor]:
-        rotary_P2r2, first_kv = self.rotary.table_P2r2, cache.layer(0)
+        rotary_P2r2, evicts = self.rotary.table_P2r2, eviction is not None
         first, *others = self._layers()
+        first_kv = cache.layer(0)
         x_TD: Tensor = self.embed_tokens(step.token_ids_T)
-        x_TD, q_THd, k_TKd = first.begin(x_TD, None, rotary_P2r2, step, first_kv)
+        x_TD, q_THd, k_TKd = first.begin(x_TD, None, rotary_P2r2, step, first_kv, keep_keys=evicts)
         if not others:
             assert eviction is None, "eviction compares two layers, and there is one"
             return x_TD, q_THd
-        if eviction is not None:
+        if eviction is not None and k_TKd is not None:
             eviction.observe(q_THd, k_TKd, step)
         x_TD, added_TD = first.finish(x_TD, q_THd, step, first_kv)
-        x_TD, q_THd, k_TKd = others[0].begin(x_TD, added_TD, rotary_P2r2, step, cache.layer(1))
-        if eviction is not None:
+        x_TD, q_THd, k_TKd = others[0].begin(
+            x_TD, added_TD, rotary_P2r2, step, cache.layer(1), keep_keys=evicts
+        )
+        if eviction is not None and k_TKd is not None:
             eviction.choose(q_THd, k_TKd, step)
         return x_TD, q_THd
 

@@ -1,14 +1,25 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
+from focus_ray.kernels.compact import Compacted
 from focus_ray.kernels.importance import importance
+from focus_ray.kernels.retain import Retained
+from focus_ray.kernels.rows import Rows
 from focus_ray.models.eviction import Eviction
 from focus_ray.models.step import StepTensors
 
 B, HEADS, KV_HEADS, HEAD_DIM, WIDTH = 8, 4, 2, 16, 24
+TRASH_SLOT, NUM_SLOTS = 9000, 6
+# Blocks of slots 3, 5 and 0 decode, the second one in its last steps; the last row is a prompt's
+# block of slot 4. Room for more rows and tokens than there are.
+MASKED = [[1] * B, [0, 0, 0, 1, 0, 0, 0, 0], [0, 0, 1, 1, 1, 1, 1, 1], [0] * B]
+DECODED = [[0] * B, [0, 0, 0, 0, 1, 0, 0, 0], [0, 1, 0, 0, 0, 0, 0, 0], [1] * B]
+SLOTS, STARTS = [3, 5, 0, 4], [40, 0, 16, 0]
 
 
 def layer(num_tokens: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -18,122 +29,161 @@ def layer(num_tokens: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 class Batch:
-    """Three blocks, the second one in its last steps, and a prefill chunk behind them."""
+    """A step of four rows; ``padding`` tokens and two empty rows stand behind."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.masked_NB = torch.tensor([[1] * B, [0, 0, 0, 1, 0, 0, 0, 0], [0, 0, 1, 1, 1, 1, 1, 1]])
-        self.masked_NB = self.masked_NB.bool().to(device)
-        self.processed_NB = self.masked_NB.clone()
-        self.processed_NB[1, 4] = self.processed_NB[2, 1] = True
-        self.block_start_N = torch.tensor([40, 0, 16], device=device)
-        row_lens = [*self.processed_NB.sum(1).tolist(), B]
-        starts = [*self.block_start_N.tolist(), 0]
-        places = [p.nonzero()[:, 0].tolist() for p in self.processed_NB] + [list(range(B))]
-        positions = [s + p for s, place in zip(starts, places, strict=True) for p in place]
-        limits = [s + max(p) + 1 for s, p in zip(starts, places, strict=True) for _ in p]
-        num_tokens = len(positions)
+    def __init__(self, device: torch.device, target: int, padding: int = 0) -> None:
+        num_rows = len(SLOTS)
+        processed_SB = torch.tensor(MASKED).bool() | torch.tensor(DECODED).bool()
+        row_lens = processed_SB.sum(1)
+        self.num_tokens = int(row_lens.sum())
+        self.num_padded = self.num_tokens + padding
+        rows = Rows.allocate(NUM_SLOTS, B, num_rows + 2, 60, "cpu")
+        rows.processed_SB[:num_rows] = processed_SB
+        rows.masked_SB[:num_rows] = torch.tensor(MASKED).bool()
+        rows.row_slot_S[:num_rows] = torch.tensor(SLOTS)
+        rows.row_start_S[:num_rows] = torch.tensor(STARTS)
+        rows.row_offsets_S1[1 : num_rows + 1] = row_lens.cumsum(0)
+        rows.row_offsets_S1[num_rows + 1 :] = self.num_tokens
+        rows.target_S[:num_rows] = rows.masked_SB[:num_rows].sum(1).clamp(max=target)
+        rows.progress_S[:num_rows] = torch.tensor([B - 1] * 3 + [-1])
+        rows.slot_C[:] = TRASH_SLOT
+        rows.slot_C[: self.num_tokens] = torch.arange(self.num_tokens) + 1000
+        position_SB = torch.tensor(STARTS)[:, None] + torch.arange(B)
+        rows.positions_C[: self.num_tokens] = position_SB[processed_SB]
+        self.rows = Rows(**{name: tensor.to(device) for name, tensor in vars(rows).items()})
+        self.masked_SB = self.rows.masked_SB
         self.step = StepTensors(
-            token_ids_T=torch.arange(num_tokens, device=device),
-            positions_T=torch.tensor(positions, device=device),
-            kv_limit_T=torch.tensor(limits, dtype=torch.int32, device=device),
-            slot_T=torch.arange(num_tokens, device=device) + 1000,
-            page_table_SP=torch.zeros(4, 1, dtype=torch.int32, device=device),
-            row_offsets_S1=torch.tensor([0, *row_lens], device=device).cumsum(0).int(),
+            token_ids_T=torch.arange(self.num_padded, device=device),
+            positions_T=self.rows.positions_C[: self.num_padded],
+            kv_limit_T=torch.ones(self.num_padded, dtype=torch.int32, device=device),
+            slot_T=self.rows.slot_C[: self.num_padded],
+            page_table_MP=torch.zeros(NUM_SLOTS, 1, dtype=torch.int32, device=device),
+            row_table_S=self.rows.row_slot_S,
+            row_offsets_S1=self.rows.row_offsets_S1,
             max_row_len=B,
             max_kv_len=48,
+            busy_rows=num_rows,
         )
-        self.x_TD = torch.arange(num_tokens * WIDTH, device=device).float().view(-1, WIDTH)
-        self.layers = [tuple(t.to(device) for t in layer(num_tokens, seed)) for seed in (0, 1)]
+        self.x_TD = torch.arange(self.num_padded * WIDTH, device=device).float().view(-1, WIDTH)
+        self.layers = [tuple(t.to(device) for t in layer(self.num_padded, seed)) for seed in (0, 1)]
+        self.retained = Retained.allocate(num_rows + 5, B, device)
+        self.compacted = Compacted.allocate(
+            70, num_rows + 5, WIDTH, (HEADS, HEAD_DIM), torch.float32, device
+        )
 
-    def evict(
-        self,
-        target: int,
-        *,
-        attend_cached: bool = False,
-        importance_dtype: torch.dtype = torch.float32,
-    ) -> tuple[Eviction, StepTensors]:
-        """Run both layers; residual stream and queries are those of the retained tokens."""
-        eviction = Eviction(
-            self.processed_NB,
-            self.masked_NB,
-            torch.full_like(self.block_start_N, target),
-            torch.full_like(self.block_start_N, B - 1),
-            self.block_start_N,
+    def eviction(
+        self, attend_cached: bool = False, importance_dtype: torch.dtype = torch.float32
+    ) -> Eviction:
+        return Eviction(
+            self.rows,
+            self.retained,
+            self.compacted,
+            trash_slot=TRASH_SLOT,
             importance_dtype=importance_dtype,
             attend_cached=attend_cached,
         )
+
+    def evict(
+        self, attend_cached: bool = False, importance_dtype: torch.dtype = torch.float32
+    ) -> StepTensors:
+        """Run both layers; what stands before the padding belongs to the retained tokens."""
+        eviction = self.eviction(attend_cached, importance_dtype)
         (q0_THd, k0_TKd), (q1_THd, k1_TKd) = self.layers
         eviction.observe(q0_THd, k0_TKd, self.step)
-        x_RD, q_RHd, step = eviction.retain(self.x_TD, q1_THd, k1_TKd, self.step)
-        token_R = step.slot_T - 1000
-        assert torch.equal(x_RD, self.x_TD[token_R])
-        assert torch.equal(q_RHd, q1_THd[token_R])
-        assert torch.equal(step.positions_T, self.step.positions_T[token_R])
-        return eviction, step
+        eviction.choose(q1_THd, k1_TKd, self.step)
+        x_RD, q_RHd, step = eviction.compact(self.x_TD, q1_THd, self.step)
+        assert len(x_RD) == len(q_RHd) == len(step.positions_T) == self.num_padded
+        num_retained = int(self.retained.counts_2[0])
+        token_R = step.slot_T[:num_retained] - 1000
+        assert torch.equal(x_RD[:num_retained], self.x_TD[token_R])
+        assert torch.equal(q_RHd[:num_retained], q1_THd[token_R])
+        assert torch.equal(step.positions_T[:num_retained], self.step.positions_T[token_R])
+        assert (step.slot_T[num_retained:] == TRASH_SLOT).all()
+        return step
+
+    def importances(self) -> tuple[Tensor, ...]:
+        """Of both layers, of rows that can evict."""
+        masks = (self.rows.row_offsets_S1, self.rows.processed_SB, self.masked_SB)
+        return tuple(importance(*layer, *masks, self.rows.target_S) for layer in self.layers)
 
 
-def test_what_later_layers_see(device: torch.device) -> None:
-    batch = Batch(device)
-    eviction, step = batch.evict(target=1)
-    kept_NB = eviction.kept_NB
-    assert kept_NB[1].nonzero()[:, 0].tolist() == [3, 4]  # one mask is no choice
-    assert kept_NB[2, 1]
-    assert 0 < (kept_NB & batch.masked_NB).sum() < batch.masked_NB.sum()
+@pytest.mark.parametrize("padding", [0, 5])
+def test_what_later_layers_see(padding: int, device: torch.device) -> None:
+    batch = Batch(device, target=1, padding=padding)
+    step = batch.evict()
+    kept_SB = batch.retained.kept_NB[: len(batch.masked_SB)]
+    num_retained, num_masked = batch.retained.counts_2.tolist()
+    assert kept_SB[1].nonzero()[:, 0].tolist() == [3, 4]  # one mask is no choice
+    assert kept_SB[2, 1]
+    assert kept_SB[3].all()
+    assert 0 < (kept_SB & batch.masked_SB).sum() < batch.masked_SB.sum()
     row_lens = step.row_offsets_S1.diff().tolist()
-    assert row_lens == [*kept_NB.sum(1).tolist(), B]
-    rightmost = [max(kept_B.nonzero()[:, 0].tolist()) for kept_B in kept_NB]
-    for row, limits in enumerate(step.kv_limit_T.split(row_lens)[:3]):
-        assert set(limits.tolist()) == {int(batch.block_start_N[row]) + rightmost[row] + 1}
-    assert torch.equal(step.kv_limit_T[-B:], batch.step.kv_limit_T[-B:])
-    place_Q = (kept_NB & batch.masked_NB).flatten().nonzero()[:, 0]
-    assert torch.equal(eviction.masked_place_Q, place_Q)
-    position_Q = batch.block_start_N[place_Q // B] + place_Q % B
-    assert torch.equal(step.positions_T[eviction.masked_row_Q], position_Q)
+    assert row_lens == kept_SB.sum(1).tolist() == [*row_lens[:4], 0, 0]
+    rightmost = [max(kept_B.nonzero()[:, 0].tolist()) for kept_B in kept_SB[:4]]
+    limits = step.kv_limit_T[:num_retained].split(row_lens)
+    for row, limit_L in enumerate(limits[:4]):
+        assert set(limit_L.tolist()) == {STARTS[row] + rightmost[row] + 1}
+    place_Q = batch.compacted.masked_place_Q[:num_masked].cpu()
+    row_Q, position_Q = (kept_SB & batch.masked_SB).cpu().nonzero().unbind(1)
+    assert torch.equal(place_Q, torch.tensor(SLOTS)[row_Q] * B + position_Q)
+    token_Q = batch.compacted.masked_row_Q[:num_masked]
+    absolute_Q = torch.tensor(STARTS)[row_Q] + position_Q
+    assert torch.equal(step.positions_T[token_Q].cpu(), absolute_Q)
+    padding_places = batch.compacted.masked_place_Q[num_masked : batch.num_padded]
+    assert (padding_places == NUM_SLOTS * B).all()
 
 
 def test_the_change_of_importance_decides(device: torch.device) -> None:
-    batch = Batch(device)
-    eviction, _ = batch.evict(target=1)
-    masks = (batch.step.row_offsets_S1, batch.processed_NB, batch.masked_NB)
-    first_NB, second_NB = (importance(*layer, *masks) for layer in batch.layers)
-    assert torch.equal(eviction.delta_NB, second_NB - first_NB)
-    best_N = torch.where(batch.masked_NB, eviction.delta_NB, -torch.inf).argmax(1)
-    assert eviction.kept_NB.gather(1, best_N[:, None]).all()
+    batch = Batch(device, target=1)
+    batch.evict()
+    first_SB, second_SB = batch.importances()
+    delta_SB = batch.retained.delta_NB[: len(first_SB)]
+    assert torch.equal(delta_SB, second_SB - first_SB)
+    best_S = torch.where(batch.masked_SB, delta_SB, -torch.inf).argmax(1)
+    kept_SB = batch.retained.kept_NB[: len(first_SB)]
+    assert kept_SB.gather(1, best_S[:, None])[:3].all()
 
 
 def test_importances_are_rounded_before_they_are_compared(device: torch.device) -> None:
-    batch = Batch(device)
-    eviction, _ = batch.evict(target=1, importance_dtype=torch.bfloat16)
-    masks = (batch.step.row_offsets_S1, batch.processed_NB, batch.masked_NB)
-    first_NB, second_NB = (importance(*layer, *masks).bfloat16().float() for layer in batch.layers)
-    assert torch.equal(eviction.delta_NB, second_NB - first_NB)
+    batch = Batch(device, target=1)
+    batch.evict(importance_dtype=torch.bfloat16)
+    first_SB, second_SB = (layer.bfloat16().float() for layer in batch.importances())
+    assert torch.equal(batch.retained.delta_NB[: len(first_SB)], second_SB - first_SB)
 
 
 def test_a_target_that_evicts_nothing_changes_nothing(device: torch.device) -> None:
-    batch = Batch(device)
-    eviction, step = batch.evict(target=B)
-    assert torch.equal(eviction.kept_NB, batch.processed_NB)
-    for name in ("positions_T", "slot_T", "kv_limit_T", "row_offsets_S1"):
+    batch = Batch(device, target=B)
+    step = batch.evict()
+    assert torch.equal(batch.retained.kept_NB[:6], batch.rows.processed_SB)
+    for name in ("positions_T", "slot_T", "row_offsets_S1"):
         assert torch.equal(getattr(step, name), getattr(batch.step, name))
 
 
 def test_decoded_tokens_behind_the_retained_ones_can_be_seen(device: torch.device) -> None:
-    batch = Batch(device)
-    _, step = batch.evict(target=1, attend_cached=True)
+    step = Batch(device, target=1).evict(attend_cached=True)
     first, end = step.row_offsets_S1[1:3].tolist()
     assert step.kv_limit_T[first:end].tolist() == [B] * 2
 
 
-def test_layer_0_comes_first(device: torch.device) -> None:
-    batch = Batch(device)
-    eviction = Eviction(
-        batch.processed_NB,
-        batch.masked_NB,
-        torch.ones_like(batch.block_start_N),
-        torch.ones_like(batch.block_start_N),
-        batch.block_start_N,
-        importance_dtype=torch.float32,
-        attend_cached=False,
+def test_steps_of_few_rows_leave_the_buffers_of_others_alone(device: torch.device) -> None:
+    batch = Batch(device, target=1)
+    batch.retained.kept_NB[2:].fill_(True)
+    first_two = int(batch.rows.row_offsets_S1[2])
+    batch.step = replace(
+        batch.step,
+        row_table_S=batch.step.row_table_S[:2],
+        row_offsets_S1=batch.step.row_offsets_S1[:3],
     )
+    step = batch.evict()
+    assert batch.retained.kept_NB[2:].all()
+    assert int(batch.retained.counts_2[0]) == int(step.row_offsets_S1[2]) < first_two
+    assert len(step.row_offsets_S1) == 3
+
+
+def test_layer_0_comes_first(device: torch.device) -> None:
+    batch = Batch(device, target=1)
+    eviction = batch.eviction()
+    eviction.observe(*batch.layers[0], batch.step)
+    eviction.choose(*batch.layers[1], batch.step)
     with pytest.raises(AssertionError, match="layer 0"):
-        eviction.retain(batch.x_TD, *batch.layers[1], batch.step)
+        eviction.choose(*batch.layers[1], batch.step)
