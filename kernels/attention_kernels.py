@@ -19,6 +19,7 @@ from torch import Tensor
 
 from focus_ray.kernels.attention_splits import add_splits
 from focus_ray.kernels.attention_tile import attend_tile
+from focus_ray.kernels.overlap import let_next_begin, overlap_options, wait_for_previous
 from focus_ray.kernels.tuning import MIN_POSITIONS_PER_SPLIT, AttentionPlan
 
 ROWS_PER_SEARCH = (512, 2048)
@@ -99,6 +100,7 @@ def launch_attention(
             BLOCK_S=next((b for b in ROWS_PER_SEARCH if b >= num_rows), ROWS_PER_SEARCH[-1]),
             num_warps=tile.num_warps,
             num_stages=tile.num_stages,
+            **overlap_options(q_THd.device),
         )
     if num_splits > 1:
         end_1 = row_offsets_S1[num_rows : num_rows + 1]
@@ -139,12 +141,15 @@ def _attend_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_S: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     # A program owns one tile of a row, one KV head, and one split of the tile's positions; and more
     # tiles, far apart, where more rows are busy than the host thought. The KV heads of a tile, then
     # the tiles of a row, are neighbours: they read the same pages at once.
     kv_head = tl.program_id(0) % NUM_KV_HEADS
     num_started = tl.num_programs(0) // NUM_KV_HEADS
+    let_next_begin(OVERLAP)
+    wait_for_previous(OVERLAP)
     if FURTHER:
         num_tiles = _num_tiles(row_offsets_ptr, num_rows, GROUP, BLOCK_M, BLOCK_S)
         first_tile = num_likely + tl.program_id(0) // NUM_KV_HEADS

@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from focus_ray.kernels.overlap import let_next_begin, overlap_options, wait_for_previous
+
 
 def add_splits(
     part_XTHd: Tensor, log_sum_XTH: Tensor, num_parts_TH: Tensor, end_1: Tensor, out_THd: Tensor
@@ -37,6 +39,7 @@ def add_splits(
         HEAD_DIM=head_dim,
         BLOCK_D=max(16, triton.next_power_of_2(head_dim)),
         num_warps=2,
+        **overlap_options(part_XTHd.device),
     )
 
 
@@ -52,9 +55,12 @@ def _add_splits_kernel(
     NUM_SPLITS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     # A program owns one query head of one token. There is nothing to add where one part is all,
     # or for tokens of no row.
+    let_next_begin(OVERLAP)
+    wait_for_previous(OVERLAP)
     pair = tl.program_id(0).to(tl.int64)
     num_parts = tl.load(num_parts_ptr + pair)
     if (pair // NUM_HEADS < tl.load(end_ptr)) & (num_parts > 1):
