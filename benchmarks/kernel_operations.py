@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from focus_ray.benchmarks.sdar_step import Step
 from focus_ray.kernels.compact import compact, compact_reference
 from focus_ray.kernels.confidence import Draw, confidence, confidence_reference
-from focus_ray.kernels.fill_kv import fill_kv, fill_kv_reference
 from focus_ray.kernels.importance import importance, importance_reference
-from focus_ray.kernels.norm_rotary import norm_rotary, norm_rotary_reference
+from focus_ray.kernels.norm_rotary_fill import norm_rotary_fill, norm_rotary_fill_reference
 from focus_ray.kernels.paged_attention import paged_attention, paged_attention_reference
-from focus_ray.kernels.retain import retain, retain_reference
+from focus_ray.kernels.retain import Retained, retain, retain_reference
 from focus_ray.kernels.rms_norm import (
     add_rms_norm,
     add_rms_norm_reference,
@@ -71,9 +71,11 @@ def eviction_operations(step: Step) -> Iterator[Operation]:
     config, size = step.config, step.dtype.itemsize
     q_THd, k_TKd = step.heads(step.num_processed)
     x_TD = step.random(step.num_processed, config.hidden_size)
-    blocks = (step.processed.row_offsets_S1, step.processed_NB, step.masked_NB)
+    offsets, masked_NB = step.processed.row_offsets_S1, step.masked_NB
+    blocks = (offsets, step.processed_NB, masked_NB, step.target_N)
     num_heads, head_dim = config.num_attention_heads, config.head_dim
-    masked_N = step.masked_NB.sum(1)
+    masked_N = masked_NB.sum(1)
+    masked_N = masked_N * (masked_N > step.target_N)  # others are not looked at
     yield Operation(
         "importance",
         lambda: importance(q_THd, k_TKd, *blocks),
@@ -81,31 +83,19 @@ def eviction_operations(step: Step) -> Iterator[Operation]:
         int(masked_N.sum()) * (num_heads + config.num_key_value_heads) * head_dim * size,
         2 * int(masked_N.square().sum()) * num_heads * head_dim,
     )
+    chosen = Retained.allocate(len(masked_NB), masked_NB.shape[1], step.device)
     yield Operation(
         "retain",
-        lambda: step.retain(retain),
+        lambda: step.retain(partial(retain, out=chosen)),
         lambda: step.retain(retain_reference),
         step.masked_NB.numel() * (3 * 4 + 3) + step.shape.num_seqs * 28,
     )
-    facts = step.processed
-    given = (
-        x_TD,
-        q_THd,
-        facts.positions_T,
-        facts.slot_T,
-        facts.kv_limit_T,
-        facts.row_offsets_S1,
-        step.processed_NB,
-        step.masked_NB,
-        step.retained,
-        step.block_start_N,
-    )
-    counts = {"num_evicted": step.num_evicted, "num_masked": step.num_masked}
+    out = step.compacted()
     row_bytes = (config.hidden_size + num_heads * head_dim) * size + 20
     yield Operation(
         "compact",
-        lambda: compact(*given, **counts),
-        lambda: compact_reference(*given),
+        lambda: step.compact(compact, x_TD, q_THd, out),
+        lambda: step.compact(compact_reference, x_TD, q_THd, out),
         2 * step.num_retained * row_bytes,
     )
 
@@ -116,10 +106,11 @@ def layer_operations(step: Step) -> Iterator[Operation]:
     eps, width = config.rms_norm_eps, config.hidden_size
     x_RD, added_RD = step.random(rows, width), step.random(rows, width)
     weight, head_weight = step.random(width), step.random(config.head_dim)
-    q_RHd, k_RKd = step.heads(rows)
+    num_heads, num_kv_heads = config.num_attention_heads, config.num_key_value_heads
+    qkv_RW = step.random(rows, (num_heads + 2 * num_kv_heads) * config.head_dim)
     gate_RI, up_RI = (step.random(rows, config.intermediate_size) for _ in range(2))
-    rotary = (head_weight, head_weight, eps, step.table_P2r2, step.kept.positions_T)
-    slots_and_pages = (step.kept.slot_T, step.layer_kv.key_pages, step.layer_kv.value_pages)
+    facts, pages = step.kept, (step.layer_kv.key_pages, step.layer_kv.value_pages)
+    rotary = (head_weight, head_weight, eps, step.table_P2r2, facts.positions_T, facts.slot_T)
     yield Operation(
         "rms_norm",
         lambda: rms_norm(x_RD, weight, eps),
@@ -133,16 +124,10 @@ def layer_operations(step: Step) -> Iterator[Operation]:
         4 * x_RD.numel() * size,
     )
     yield Operation(
-        "norm_rotary",
-        lambda: norm_rotary(q_RHd, k_RKd, *rotary),
-        lambda: norm_rotary_reference(q_RHd, k_RKd, *rotary),
-        (2 * (q_RHd.numel() + k_RKd.numel()) + rows * config.head_dim) * size,
-    )
-    yield Operation(
-        "fill_kv",
-        lambda: fill_kv(k_RKd, k_RKd, *slots_and_pages),
-        lambda: fill_kv_reference(k_RKd, k_RKd, *slots_and_pages),
-        3 * k_RKd.numel() * size + 8 * rows,  # one tensor is read, as keys and as values
+        "norm_rotary_fill",
+        lambda: norm_rotary_fill(qkv_RW, *rotary, *pages, keep_keys=False),
+        lambda: norm_rotary_fill_reference(qkv_RW, *rotary, *pages),
+        (2 * qkv_RW.numel() + rows * config.head_dim) * size + 16 * rows,
     )
     yield Operation(
         "swiglu",
@@ -163,18 +148,20 @@ def attention_operation(step: Step, queries_per_row: int | None = None) -> Opera
         limit_R = torch.full((int(offsets[-1]),), facts.max_kv_len, device=step.device)
         offsets, limit_R = offsets.int(), limit_R.int()
     q_RHd, _ = step.heads(len(limit_R))
-    pages = (step.layer_kv.key_pages, step.layer_kv.value_pages, facts.page_table_SP)
+    pages = (step.layer_kv.key_pages, step.layer_kv.value_pages)
+    tables = (facts.page_table_MP, facts.row_table_S)
     sizes = {
         "max_row_len": queries_per_row or facts.max_row_len,
         "max_kv_len": facts.max_kv_len,
         "scale": config.head_dim**-0.5,
     }
+    busy = facts.busy_rows
     positions = int(limit_R[offsets[:-1].long()].sum())  # the limits of a row are equal
     kv_bytes = 2 * positions * config.num_key_value_heads * config.head_dim * size
     return Operation(
         name,
-        lambda: paged_attention(q_RHd, *pages, offsets, limit_R, **sizes),
-        lambda: paged_attention_reference(q_RHd, *pages, offsets, limit_R, **sizes),
+        lambda: paged_attention(q_RHd, *pages, *tables, offsets, limit_R, busy_rows=busy, **sizes),
+        lambda: paged_attention_reference(q_RHd, *pages, *tables, offsets, limit_R, **sizes),
         kv_bytes + 2 * q_RHd.numel() * size,
         4 * int(limit_R.sum()) * config.num_attention_heads * config.head_dim,
     )

@@ -141,8 +141,8 @@ def time_products(timer: Timer, step: Step) -> list[ProductTime]:
     hidden, inner = config.hidden_size, config.intermediate_size
     q_size = config.num_attention_heads * config.head_dim
     kv_size = config.num_key_value_heads * config.head_dim
-    shapes = [("q", hidden, q_size), ("k or v", hidden, kv_size), ("o", q_size, hidden)]
-    shapes += [("gate or up", hidden, inner), ("down", inner, hidden)]
+    shapes = [("q, k and v", hidden, q_size + 2 * kv_size), ("o", q_size, hidden)]
+    shapes += [("gate and up", hidden, 2 * inner), ("down", inner, hidden)]
     found = [
         (name, rows, k, n)
         for rows in (step.num_processed, step.num_retained)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from focus_ray.kernels.compact import compact
+from focus_ray.kernels.compact import Compacted, compact
 from focus_ray.kernels.retain import Retained, retain
 from focus_ray.kernels.rotary import rotary_table
 from focus_ray.models.kv_cache import LayerKV
@@ -101,10 +101,12 @@ class Step:
             positions_T=positions_T,
             kv_limit_T=(self.block_start_N + rightmost_N + 1)[row_T].int(),
             slot_T=page_T * page_size + positions_T % page_size,
-            page_table_SP=page_table_NP,
+            page_table_MP=page_table_NP,
+            row_table_S=torch.arange(num_rows, dtype=torch.int32, device=device),
             row_offsets_S1=offsets_N1,
             max_row_len=length,
             max_kv_len=shape.context + length,
+            busy_rows=num_rows,
         )
         page_shape = (num_pages, page_size, config.num_key_value_heads, config.head_dim)
         self.layer_kv = LayerKV(self.random(*page_shape), self.random(*page_shape))
@@ -119,16 +121,12 @@ class Step:
             self.random(num_rows, length).float().abs() * 32 for _ in range(2)
         )
         self.retained: Retained = self.retain(retain)
-        self.num_evicted, self.num_masked = self.retained.counts_2.tolist()
+        self.num_retained, self.num_masked = self.retained.counts_2.tolist()
         self.kept = self._kept_step()
 
     @property
     def num_processed(self) -> int:
         return len(self.processed.positions_T)
-
-    @property
-    def num_retained(self) -> int:
-        return len(self.kept.positions_T)
 
     def random(self, *shape: int) -> Tensor:
         """Normal values, of the step's device and dtype."""
@@ -175,28 +173,48 @@ class Step:
         masked_NB = rank_NB < num_masked_N1
         return rank_NB < num_masked_N1 + length // 8, masked_NB
 
-    def _kept_step(self) -> StepTensors:
-        """What the layers after the eviction know."""
-        q_THd, _ = self.heads(self.num_processed)
-        compacted = compact(
-            self.random(self.num_processed, 1),
+    def compacted(self) -> Compacted:
+        """Room for the result of ``compact``, padding included."""
+        config = self.config
+        return Compacted.allocate(
+            self.num_processed,
+            self.shape.num_seqs,
+            config.hidden_size,
+            (config.num_attention_heads, config.head_dim),
+            self.dtype,
+            self.device,
+        )
+
+    def compact(self, operation: object, x_TD: Tensor, q_THd: Tensor, out: Compacted) -> None:
+        """``compact`` or its definition on the step's blocks."""
+        assert callable(operation)
+        operation(
+            x_TD,
             q_THd,
             self.processed.positions_T,
             self.processed.slot_T,
-            self.processed.kv_limit_T,
             self.processed.row_offsets_S1,
+            self.processed.row_table_S,
+            self.block_start_N,
             self.processed_NB,
             self.masked_NB,
             self.retained,
-            self.block_start_N,
-            num_evicted=self.num_evicted,
-            num_masked=self.num_masked,
+            trash_slot=0,
+            trash_place=self.masked_NB.numel(),
+            out=out,
         )
+
+    def _kept_step(self) -> StepTensors:
+        """What the layers after the eviction know."""
+        q_THd, _ = self.heads(self.num_processed)
+        out = self.compacted()
+        self.compact(compact, self.random(self.num_processed, self.config.hidden_size), q_THd, out)
+        out = out.first(self.num_retained, self.shape.num_seqs)
         return replace(
             self.processed,
             token_ids_T=self.processed.token_ids_T[:0],
-            positions_T=compacted.positions_R,
-            slot_T=compacted.slot_R,
-            kv_limit_T=compacted.kv_limit_R,
-            row_offsets_S1=compacted.row_offsets_S1,
+            positions_T=out.positions_R,
+            slot_T=out.slot_R,
+            kv_limit_T=out.kv_limit_R,
+            row_offsets_S1=out.row_offsets_S1,
         )
