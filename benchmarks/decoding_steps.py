@@ -67,7 +67,7 @@ def trace_of(output: RequestOutput) -> tuple[DenoisingStep, ...]:
 def placed_steps(output: RequestOutput, block_length: int, mask_id: int) -> list[PlacedStep]:
     """Replay a completion: which ids stood in the block before each of its steps."""
     prompt = output.prompt_token_ids
-    placed = []
+    placed: list[PlacedStep] = []
     blocks: dict[int, dict[int, int]] = {}
     for step in trace_of(output):
         start = step.block_start
