@@ -141,7 +141,7 @@ class Row:
         finish_reasons: how many requests ended how.
         exact_match: of all answers of the run; empty where they cannot be judged.
         profile: of some full steps after the run, as ``profile_step.py`` has it; None on a CPU.
-        peak_memory_bytes: of torch's tensors, the model's included; None on a CPU.
+        peak_memory_bytes: of all tensors, the model and the KV pages included; None on a CPU.
         start_s: what it took to make the engine, graphs included.
     """
 

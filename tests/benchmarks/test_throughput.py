@@ -13,6 +13,7 @@ import pytest
 from focus_ray.benchmarks import throughput
 from focus_ray.benchmarks.closed_loop import ClosedLoop, LoopRecord
 from focus_ray.benchmarks.roofline_counts import read_runs
+from focus_ray.benchmarks.throughput_flags import parse_arguments
 from focus_ray.benchmarks.throughput_plot import draw, nice_step
 from focus_ray.benchmarks.throughput_rows import (
     Distribution,
@@ -22,6 +23,8 @@ from focus_ray.benchmarks.throughput_rows import (
     compare,
     figures_of,
 )
+from focus_ray.benchmarks.throughput_setup import load, make_prompts
+from focus_ray.config import EngineConfig
 from focus_ray.engine.outputs import EngineLoad, GenerationRequest, TokenDelta
 from focus_ray.engine.step_work import StepWork
 from focus_ray.sampling import SamplingParams
@@ -224,7 +227,7 @@ def test_times_of_the_first_fill_are_not_steady_ones() -> None:
 
 
 def row(
-    mode: str, concurrency: int, tokens: int, processed: int, retained: int, **f: object
+    mode: str, concurrency: int, tokens: int, processed: int, retained: int, **fields: object
 ) -> Row:
     figures = Figures(
         wall_s=10.0,
@@ -354,8 +357,22 @@ def test_a_real_run_reports_everything(
     assert all(r["retained_tokens"] < r["processed_tokens"] for r in evicting)
     assert len(report["comparisons"]) == 2
     ElementTree.parse(files[1])
-    runs = read_runs(Path(files[0]))  # the roofline is drawn from the same file
+    runs = read_runs(Path(files[0])).runs  # the roofline is drawn from the same file
     assert {r.label for r in runs} >= {
         f"{mode} x {n}" for mode in ("block@0.8", "focus@0.8") for n in (1, 2)
     }
     assert not any(r.assumed for r in runs)
+
+
+def test_full_steps_are_profiled_and_leave_the_engine_idle() -> None:
+    flags = ["--device", "cpu", "--profile", "2", "--input-len", "40", "--output-len", "8"]
+    args = parse_arguments(flags, None)
+    loaded = load(args)
+    prompts = make_prompts(args, loaded, 3)
+    config = EngineConfig(device="cpu", max_num_seqs=2, kv_cache_memory_bytes=2**26)
+    bench = throughput.Bench.start(config, loaded)
+    profile = throughput.profile_full(args, bench.engine, 2, prompts, SamplingParams())
+    assert profile is not None
+    assert profile.step_s > 0 and profile.num_tokens > 0
+    assert 0 < profile.busy_share <= 1
+    assert not bench.engine.has_unfinished()
