@@ -13,12 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from focus_ray.kernels.overlap import (
-    let_next_begin,
-    overlap_options,
-    prefetch,
-    wait_for_previous,
-)
+from focus_ray.kernels.overlap import let_next_begin, overlap_options, wait_for_previous
 
 LEAST_BLOCK_T = 16
 # Tiles of one launch whose splits are counted; 65536 output columns in tiles of 16.
@@ -35,8 +30,6 @@ class LinearTile:
         num_splits: programs that share the inner dimension of a tile.
         num_warps: warps that share the tile.
         num_stages: passes whose loads are in flight, one more than that of the pass that computes.
-        prefetch_bytes: of each weight row of the program, fetched into L2 before the kernel waits
-            for its predecessor.
     """
 
     block_o: int
@@ -44,7 +37,6 @@ class LinearTile:
     num_splits: int
     num_warps: int
     num_stages: int
-    prefetch_bytes: int = 0
 
 
 def launch_linear(
@@ -72,7 +64,6 @@ def launch_linear(
         partial_shape = (tile.num_splits, tiles, block_t, tile.block_o)
         partial = x_TD.new_empty(partial_shape, dtype=torch.float32)
         finished = finished_counters(x_TD.device)
-    share_bytes = inner // tile.num_splits * weight_OD.element_size()
     _linear_kernel[(tiles, tile.num_splits)](
         x_TD,
         weight_OD,
@@ -89,7 +80,6 @@ def launch_linear(
         BLOCK_D=tile.block_d,
         SPLITS=tile.num_splits,
         STAGES=tile.num_stages,
-        PREFETCH_BYTES=min(tile.prefetch_bytes, share_bytes),
         num_warps=tile.num_warps,
         **overlap_options(x_TD.device),
     )
@@ -127,7 +117,6 @@ def _linear_kernel(
     BLOCK_D: tl.constexpr,
     SPLITS: tl.constexpr,
     STAGES: tl.constexpr,
-    PREFETCH_BYTES: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     # A program owns BLOCK_O weight rows, for all tokens, over one of SPLITS shares of the inner
@@ -143,17 +132,13 @@ def _linear_kernel(
         row_O = tile * half + place_O % half + (place_O // half) * (out_size // 2)
     else:
         row_O = tl.minimum(tile * BLOCK_O + place_O, out_size - 1)
-    weight_row_ptr = weight_ptr + row_O.to(tl.int64) * INNER + first_d
-    if OVERLAP and PREFETCH_BYTES > 0:
-        prefetch(weight_row_ptr, PREFETCH_BYTES)
-    wait_for_previous(OVERLAP)
-
     token_T = tl.arange(0, BLOCK_T)
     is_token_T = token_T < num_tokens
     d_D = tl.arange(0, BLOCK_D)
-    weight_ptrs = weight_row_ptr[:, None] + d_D[None, :]
+    weight_ptrs = weight_ptr + row_O.to(tl.int64)[:, None] * INNER + first_d + d_D[None, :]
     x_ptrs = x_ptr + first_d + token_T[None, :].to(tl.int64) * x_stride_t + d_D[:, None]
     sum_OT = tl.zeros((BLOCK_O, BLOCK_T), tl.float32)
+    wait_for_previous(OVERLAP)
     for _ in tl.range(SHARE // BLOCK_D, num_stages=STAGES):
         weight_OD = tl.load(weight_ptrs)
         x_DT = tl.load(x_ptrs, mask=is_token_T[None, :], other=0.0)

@@ -3,8 +3,7 @@
 On Hopper and later a kernel launched with ``**overlap_options(device)`` may start as soon as every
 program of the kernel before it has called ``let_next_begin``. Such a kernel calls
 ``wait_for_previous`` before it touches anything that an earlier kernel writes, or that an earlier
-kernel may still read where it writes itself; what it does before, such as fetching weights, runs in
-the shadow of the other. After the wait all earlier kernels of the stream have ended and what they
+kernel may still read where it writes itself; its start runs in the shadow of the other. After the wait all earlier kernels of the stream have ended and what they
 wrote is seen, provided that none of them was launched this way without waiting.
 
 Kernels take ``OVERLAP``, a constexpr, because the interpreter and older GPUs know none of this.
@@ -42,16 +41,3 @@ def let_next_begin(OVERLAP: tl.constexpr):
     """The next kernel may start once all programs came here; no promise about what was written."""
     if OVERLAP:
         gdc_launch_dependents()
-
-
-@triton.jit
-def prefetch(ptrs, NUM_BYTES: tl.constexpr):
-    """Ask for NUM_BYTES (a multiple of 16) behind each pointer to be brought into the L2 cache."""
-    tl.inline_asm_elementwise(
-        "cp.async.bulk.prefetch.L2.global [$1], $2; // $0",
-        "=r,l,r",
-        [ptrs, tl.full(ptrs.shape, NUM_BYTES, tl.int32)],
-        dtype=tl.int32,
-        is_pure=False,
-        pack=1,
-    )

@@ -12,8 +12,8 @@ from focus_ray.kernels.swiglu import swiglu_reference
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2**-8, torch.float16: 2**-11}
 TILES = [
     pytest.param(LinearTile(64, 32, 1, 4, 3), id="whole"),
-    pytest.param(LinearTile(64, 32, 2, 4, 3, prefetch_bytes=64), id="two splits"),
-    pytest.param(LinearTile(64, 32, 6, 4, 3, prefetch_bytes=4096), id="a split is one pass"),
+    pytest.param(LinearTile(64, 32, 2, 4, 3), id="two splits"),
+    pytest.param(LinearTile(64, 32, 6, 4, 3), id="a split is one pass"),
     pytest.param(LinearTile(16, 64, 3, 4, 3), id="low"),
     pytest.param(LinearTile(128, 64, 1, 8, 3), id="high"),
 ]

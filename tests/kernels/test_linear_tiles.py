@@ -32,7 +32,7 @@ def choose(
 
 
 @pytest.mark.usefixtures("hopper")
-@pytest.mark.parametrize("num_tokens", [1, 16, 17, 32, 33, 64])
+@pytest.mark.parametrize("num_tokens", [1, 16, 17, 32])
 @pytest.mark.parametrize(("out_size", "inner", "gated"), SDAR_8B)
 def test_few_tokens_are_streamed_by_at_least_a_program_per_multiprocessor(
     out_size: int, inner: int, gated: bool, num_tokens: int
@@ -50,7 +50,8 @@ def test_few_tokens_are_streamed_by_at_least_a_program_per_multiprocessor(
 @pytest.mark.parametrize(
     ("num_tokens", "out_size", "inner", "dtype"),
     [
-        pytest.param(65, 4096, 4096, torch.bfloat16, id="many tokens"),
+        pytest.param(65, 151936, 4096, torch.bfloat16, id="many tokens"),
+        pytest.param(33, 4096, 4096, torch.bfloat16, id="more than a few, and splits"),
         pytest.param(8, 256, 1024, torch.bfloat16, id="a weight that stays in the cache"),
         pytest.param(8, 4096, 4104, torch.bfloat16, id="an inner size that fills no pass"),
         pytest.param(8, 4096, 4096, torch.float32, id="float32"),
@@ -66,17 +67,41 @@ def test_other_gpus_are_left_to_cublas() -> None:
     assert choose(8, 4096, 4096, False) is None
 
 
+@pytest.mark.usefixtures("hopper")
+@pytest.mark.parametrize(
+    ("out_size", "inner", "gated", "num_splits", "num_stages"),
+    [
+        pytest.param(6144, 4096, False, 2, 3, id="qkv"),
+        pytest.param(4096, 4096, False, 4, 4, id="o"),
+        pytest.param(24576, 4096, True, 1, 3, id="gate_up"),
+        pytest.param(4096, 12288, False, 3, 3, id="down"),
+        pytest.param(151936, 4096, False, 1, 3, id="head"),
+    ],
+)
+def test_sdar_8b_is_cut_as_measured(
+    out_size: int, inner: int, gated: bool, num_splits: int, num_stages: int
+) -> None:
+    expected = LinearTile(64, 128, num_splits, 4, num_stages)
+    assert choose(16, out_size, inner, gated) == expected
+
+
+@pytest.mark.usefixtures("hopper")
+def test_products_without_splits_are_streamed_longer() -> None:
+    assert choose(64, 24576, 4096, True) is not None
+    assert choose(64, 6144, 4096, False) is None
+
+
 @pytest.mark.parametrize(
     ("num_tiles", "num_passes", "expected"),
     [
-        pytest.param(64, 32, 8, id="a divisor of the passes past what is wanted"),
-        pytest.param(64, 96, 6, id="as many as wanted"),
+        pytest.param(64, 32, 4, id="a divisor of the passes past what is wanted"),
+        pytest.param(64, 96, 3, id="as many as wanted"),
         pytest.param(300, 32, 1, id="enough without"),
         pytest.param(4, 7, 7, id="a pass each"),
         pytest.param(2, 19, 1, id="no equal shares"),
     ],
 )
-def test_splits_give_every_multiprocessor_two_programs(
+def test_splits_give_multiprocessors_more_than_a_program(
     num_tiles: int, num_passes: int, expected: int
 ) -> None:
     assert num_splits(num_tiles, num_passes, 132) == expected
