@@ -3,9 +3,9 @@
     python benchmarks/few_token_step.py --tokens 16 32
 
 Needs a Hopper GPU of 80 GB. The layers and the head of SDAR-8B with random weights, one sequence in
-mid-text, recorded as one CUDA graph: once with cuBLAS and a kernel per operation, then with the
-kernels for few tokens, then with these beginning while their predecessors run, and fetching weights
-ahead. Every way is compared with the first.
+mid-text, recorded as one CUDA graph: once with cuBLAS and a kernel per operation, then with what
+joins operations, then with the kernels for few tokens, and these beginning while their predecessors
+run. Every way is compared with the first.
 
 T tokens, D hidden size, O output size, W width of queries, keys and values together.
 """
@@ -17,7 +17,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -35,6 +35,7 @@ from focus_ray.benchmarks.linear_tuning import (
 from focus_ray.kernels import overlap
 from focus_ray.kernels.confidence import confidence
 from focus_ray.kernels.fill_kv import fill_kv
+from focus_ray.kernels.linear import linear, linear_swiglu
 from focus_ray.kernels.linear_kernels import LinearTile, launch_linear
 from focus_ray.kernels.norm_rotary import norm_rotary
 from focus_ray.kernels.norm_rotary_fill import norm_rotary_fill
@@ -135,16 +136,14 @@ def cublas(name: str, x_TD: Tensor, weight_OD: Tensor) -> Tensor:
     return swiglu(*out.chunk(2, dim=1)) if name == "gate_up" else out
 
 
-@dataclass(frozen=True)
-class Streamed:
-    """Products by the kernel for few tokens, each with its own cut."""
+def shipped(name: str, x_TD: Tensor, weight_OD: Tensor) -> Tensor:
+    """As a model multiplies."""
+    return (linear_swiglu if name == "gate_up" else linear)(x_TD, weight_OD)
 
-    tiles: dict[str, LinearTile]
-    prefetch_bytes: int
 
-    def __call__(self, name: str, x_TD: Tensor, weight_OD: Tensor) -> Tensor:
-        tile = replace(self.tiles[name], prefetch_bytes=self.prefetch_bytes)
-        return launch_linear(x_TD, weight_OD, tile, gated=name == "gate_up")
+def streamed(tiles: dict[str, LinearTile], name: str, x_TD: Tensor, weight_OD: Tensor) -> Tensor:
+    """Each product by the kernel with a given cut."""
+    return launch_linear(x_TD, weight_OD, tiles[name], gated=name == "gate_up")
 
 
 @contextmanager
@@ -158,14 +157,6 @@ def one_after_the_other() -> Iterator[None]:
         overlap.overlaps = asked
 
 
-def default_tiles(num_tokens: int) -> dict[str, LinearTile]:
-    if num_tokens > 32:
-        splits = {"qkv": 8, "o": 8, "gate_up": 1, "down": 8, "head": 1}
-        return {name: LinearTile(128, 64, n, 4, 4) for name, n in splits.items()}
-    splits = {"qkv": 4, "o": 4, "gate_up": 1, "down": 6, "head": 1}
-    return {name: LinearTile(64, 128, n, 4, 3) for name, n in splits.items()}
-
-
 def read_tiles(path: Path, num_tokens: int) -> dict[str, LinearTile]:
     """The fastest cuts of what ``linear_tuning.py`` wrote."""
     products = json.loads(path.read_text())["products"]
@@ -177,28 +168,27 @@ def read_tiles(path: Path, num_tokens: int) -> dict[str, LinearTile]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tokens", type=int, nargs="+", default=[16, 32, 64])
-    parser.add_argument("--tiles", type=Path, help="JSON of linear_tuning.py: its fastest cuts")
+    parser.add_argument(
+        "--tiles", type=Path, help="JSON of linear_tuning.py: its fastest cuts, too"
+    )
     options = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("few_token_step needs a GPU: torch.cuda.is_available() is false here")
     torch.manual_seed(0)
-    copy, read = bandwidths()
+    _, read = bandwidths()
     weight_bytes = sum(p.weight_bytes for p in LAYER) * NUM_LAYERS + HEAD.weight_bytes
-    floor = weight_bytes / copy
+    floor = weight_bytes / read
     print(
-        f"weights {weight_bytes / 1e9:.2f} GB at a copy's {copy / 1e9:.0f} GB/s {floor * 1e3:.3f} "
-        f"ms, at {read / 1e9:.0f} GB/s read {weight_bytes / read * 1e3:.3f} ms"
+        f"weights {weight_bytes / 1e9:.2f} GB, read at {read / 1e9:.0f} GB/s: {floor * 1e3:.3f} ms"
     )
     skeleton = Skeleton()
     for num_tokens in options.tokens:
-        tiles = default_tiles(num_tokens)
-        if options.tiles:
-            tiles |= read_tiles(options.tiles, num_tokens)
+        tiles = read_tiles(options.tiles, num_tokens) if options.tiles else None
         compare(skeleton, num_tokens, tiles, floor)
 
 
 def compare(
-    skeleton: Skeleton, num_tokens: int, tiles: dict[str, LinearTile], floor_s: float
+    skeleton: Skeleton, num_tokens: int, tiles: dict[str, LinearTile] | None, floor_s: float
 ) -> None:
     """Print the time of every way, and how far its logits are from the first's."""
     given = skeleton.inputs(num_tokens)
@@ -213,7 +203,7 @@ def compare(
         difference = ((logits_TV - first[0]).norm() / first[0].norm()).item()
         time_s = seconds(run, 1)
         print(
-            f"  {way:30s} {time_s * 1e3:7.3f} ms, {time_s / floor_s:.3f} of the weights' time; "
+            f"  {way:38s} {time_s * 1e3:7.3f} ms, {time_s / floor_s:.3f} of the weights' time; "
             f"logits {difference:.1e} apart"
         )
 
@@ -221,10 +211,11 @@ def compare(
     with one_after_the_other():
         show("cuBLAS", cublas, fused=False)
         show("cuBLAS, norm_rotary_fill", cublas)
-        show("kernels, one after the other", Streamed(tiles, 0))
+        show("as shipped, one after the other", shipped)
     show("cuBLAS, the rest overlapping", cublas)
-    for prefetch_bytes in (0, 512, 1024, 2048):
-        show(f"kernels, {prefetch_bytes} bytes ahead", Streamed(tiles, prefetch_bytes))
+    show("as shipped", shipped)
+    if tiles:
+        show("fastest cuts alone", partial(streamed, tiles))
 
 
 if __name__ == "__main__":

@@ -240,7 +240,7 @@ def precompile(
     return failed
 
 
-def tune(copy_bytes_per_s: float) -> list[Measured]:
+def tune(read_bytes_per_s: float) -> list[Measured]:
     """Measure and print every product."""
     started = time.perf_counter()
     jobs = {
@@ -266,7 +266,7 @@ def tune(copy_bytes_per_s: float) -> list[Measured]:
         del weights
         torch.cuda.empty_cache()
     for num_tokens in TOKENS:
-        print_sum(table, num_tokens, copy_bytes_per_s)
+        print_sum(table, num_tokens, read_bytes_per_s)
     worst = max(table, key=lambda one: one.error)
     print(
         f"largest relative error {worst.error:.1e}: "
@@ -288,10 +288,10 @@ def print_product(found: list[Measured]) -> None:
     )
 
 
-def print_sum(table: list[Measured], num_tokens: int, copy_bytes_per_s: float) -> None:
+def print_sum(table: list[Measured], num_tokens: int, read_bytes_per_s: float) -> None:
     """All products of a step, against reading their weights."""
     weight_bytes = sum(product.weight_bytes for product in LAYER) * NUM_LAYERS + HEAD.weight_bytes
-    floor = weight_bytes / copy_bytes_per_s
+    floor = weight_bytes / read_bytes_per_s
     sums = []
     for is_ours in (False, True):
         best = {
@@ -320,7 +320,7 @@ def main() -> None:
     torch.manual_seed(0)
     copy, read = bandwidths()
     print(f"{torch.cuda.get_device_name()}: copy {copy / 1e9:.0f} GB/s, read {read / 1e9:.0f} GB/s")
-    table = tune(copy)
+    table = tune(read)
     if options.json:
         values = {
             "copy_bytes_per_s": copy,

@@ -1,7 +1,7 @@
 """Which products of few tokens run on the kernel of ``linear``, and how they are cut there.
 
-Measured on an H100 (``benchmarks/linear_tuning.py``): one shape of tile is the fastest or within 2 %
-of it for every product of SDAR-8B; what differs is among how many programs a tile is shared.
+Measured on an H100 (``benchmarks/linear_tuning.py``): one shape of tile is the fastest or within
+2 % of it for every product of SDAR-8B; what differs is among how many programs a tile is shared.
 
 T tokens, O output size, D inner size.
 """

@@ -3,8 +3,9 @@
 On Hopper and later a kernel launched with ``**overlap_options(device)`` may start as soon as every
 program of the kernel before it has called ``let_next_begin``. Such a kernel calls
 ``wait_for_previous`` before it touches anything that an earlier kernel writes, or that an earlier
-kernel may still read where it writes itself; its start runs in the shadow of the other. After the wait all earlier kernels of the stream have ended and what they
-wrote is seen, provided that none of them was launched this way without waiting.
+kernel may still read where it writes itself; its start runs in the shadow of the other. After the
+wait all earlier kernels of the stream have ended and what they wrote is seen, provided that none of
+them was launched this way without waiting.
 
 Kernels take ``OVERLAP``, a constexpr, because the interpreter and older GPUs know none of this.
 """
