@@ -110,12 +110,10 @@ class Completion:
         logprobs: list[TokenLogprob] | None,
         end: _End | None,
     ) -> TokenDelta:
-        return TokenDelta(
-            request_id=self.sequence.request_id,
-            index=self.sequence.index,
-            text=text,
-            token_ids=tuple(token_ids),
-            logprobs=None if logprobs is None else tuple(logprobs),
-            finish_reason=end.reason if end else None,
-            stop_reason=end.stop_reason if end else None,
-        )
+        sequence = self.sequence
+        delta = TokenDelta(sequence.request_id, sequence.index, text, tuple(token_ids))
+        if logprobs is not None:
+            delta = delta._replace(logprobs=tuple(logprobs))
+        if end is not None:
+            delta = delta._replace(finish_reason=end.reason, stop_reason=end.stop_reason)
+        return delta

@@ -7,7 +7,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Collection
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from hashlib import blake2b
 
 import numpy as np
@@ -212,7 +212,7 @@ class Engine:
         assert delta.finish_reason is not None
         self._finished[delta.finish_reason] += 1
         trace = tuple(sequence.trace) if self.config.record_trace else None
-        return replace(delta, stats=sequence.stats(), trace=trace)
+        return delta._replace(stats=sequence.stats(), trace=trace)
 
     def _forget(self, completion: Completion) -> None:
         sequence = completion.sequence

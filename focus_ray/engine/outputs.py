@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -132,9 +132,10 @@ class RequestStats(DecodingCounts):
     total_s: float = 0.0
 
 
-@dataclass(frozen=True)
-class TokenDelta:
+class TokenDelta(NamedTuple):
     """New final text of one completion of a request.
+
+    A tuple, since hundreds are made in a step: 0.2 us instead of the 0.9 us of a frozen dataclass.
 
     ``text`` never changes once sent. The last delta of a completion carries ``finish_reason``,
     ``stats`` and, under ``record_trace``, ``trace``; it may carry no text.

@@ -132,6 +132,43 @@ def test_aborts_under_load_return_every_page(golden_sdar):
     assert load.finished["abort"] == len(aborted)
 
 
+def test_a_pass_is_launched_before_the_one_before_it_is_taken_up(golden_sdar):
+    engine = make_engine(golden_sdar)
+    called, runner = [], engine._runner
+    launch, collect = runner.launch, runner.collect
+    runner.launch = lambda plan: (called.append("launch"), launch(plan))[1]
+    runner.collect = lambda: (called.append("collect"), collect())[1]
+    engine.add(request("a", [5], max_tokens=1))
+    assert engine.step() == []
+    (delta,) = engine.step()
+    assert delta.finish_reason == "length"
+    assert engine.has_unfinished()  # the pass that was launched before that was known
+    assert engine.step() == []
+    assert not engine.has_unfinished()
+    assert called == ["launch", "launch", "collect", "collect"]
+    load = engine.load()
+    assert load.num_steps == load.denoising_steps == 1
+    assert 0 < load.host_s_per_step == load.host_s
+
+
+def test_what_is_aborted_with_a_pass_in_flight_says_nothing_more(golden_sdar):
+    engine = make_engine(golden_sdar)
+    engine.add(request("a", [5, 6]))
+    engine.add(request("b", [5, 6, 7], max_tokens=90))
+    for _ in range(3):
+        engine.step()
+    (last,) = engine.abort("a")
+    assert last.finish_reason == "abort"
+    steps = engine.load().denoising_steps
+    assert engine.load().num_running == 1
+    rest = [delta for _ in range(3) for delta in engine.step()]
+    assert {delta.request_id for delta in rest} <= {"b"}
+    assert engine.load().denoising_steps == steps + 3  # of b alone
+    engine.add(request("a", [5, 6]))  # the id is free, and what comes now is all its own
+    tokens = run(engine, [])[0]["a"]
+    assert tokens == run(make_engine(golden_sdar), [request("a", [5, 6])])[0]["a"]
+
+
 def test_n_completions_of_one_seed_differ_and_repeat(golden_sdar):
     params = {"n": 4, "temperature": 2.0, "seed": 3, "max_tokens": 20}  # at 1 the model is too sure
     first, _ = run(make_engine(golden_sdar), [request("a", [5, 6, 7], **params)])
