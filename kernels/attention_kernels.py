@@ -60,10 +60,11 @@ def launch_attention(
 
     num_tiles = num_tokens * group // tile.block_m + num_rows
     num_unlikely = max(num_rows - busy_rows, 0)
-    if num_unlikely * num_kv_heads * num_splits <= plan.places:
+    tiles_at_once = max(plan.places // (num_kv_heads * num_splits), 1)
+    if num_unlikely <= tiles_at_once:
         num_unlikely = 0  # they leave at once, faster than another kernel is launched
     num_likely = num_tiles - num_unlikely
-    few_tiles = min(num_unlikely, max(plan.places // num_kv_heads, 1))
+    few_tiles = min(num_unlikely, tiles_at_once)
     for num_started, further in ((num_likely, False), (few_tiles, True)):
         if num_started == 0:
             continue

@@ -98,8 +98,8 @@ def paged_attention(
             f"{num_rows} rows and {num_tokens} tokens need one more row offset and as many limits, "
             f"got {tuple(row_offsets_S1.shape)} and {tuple(kv_limit_T.shape)}"
         )
-    if num_tokens == 0:
-        return torch.empty_like(q_THd)
+    if num_tokens == 0 or num_rows == 0:
+        return torch.zeros_like(q_THd)
     if max_row_len < 1 or not 1 <= max_kv_len <= page_table_MP.shape[1] * page_size:
         raise ValueError(
             f"max_row_len {max_row_len} must be at least 1 and max_kv_len {max_kv_len} between 1 "

@@ -120,8 +120,8 @@ def test_rows_are_found_past_the_first_search(
     ("busy_rows", "places"),
     [
         pytest.param(1, 1, id="one program takes all that nobody thought of"),
-        pytest.param(1, 4, id="two programs"),
-        pytest.param(3, 1, id="one tile nobody thought of"),
+        pytest.param(1, 4, id="a few programs take it"),
+        pytest.param(2, 2, id="some rows nobody thought of"),
         pytest.param(3, 100, id="a program for every tile"),
         pytest.param(100, 1, id="more rows thought of than there are"),
     ],

@@ -111,6 +111,10 @@ def test_no_rows_give_no_output(device: torch.device) -> None:
     inputs["row_table_S"] = inputs["row_table_S"][:0]
     inputs["row_offsets_S1"] = inputs["row_offsets_S1"][:1]
     assert paged_attention(**inputs).shape == (0, 4, 16)
+    inputs |= Batch([[3, 3]]).inputs(torch.float32, device) | {
+        name: inputs[name] for name in ("row_table_S", "row_offsets_S1")
+    }
+    assert paged_attention(**inputs).shape == (2, 4, 16)
 
 
 def test_nothing_is_read_back_from_the_device() -> None:
