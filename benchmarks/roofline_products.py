@@ -113,7 +113,7 @@ class _Size:
     product: Product
     rows: int
     run: Callable[[], None]
-    num_products: int
+    weights: Tensor
 
 
 def measure_products(
@@ -139,12 +139,12 @@ def measure_products(
             x_MK = given[: size * product.inner].view(size, product.inner)
             y_MN = out[: size * product.columns].view(size, product.columns)
             run = _recorded(x_MK, weights, y_MN)
-            recorded.append(_Size(product, size, run, len(weights)))
+            recorded.append(_Size(product, size, run, weights))
     _warm_up(device, recorded)
     times: dict[tuple[str, int], list[float]] = {}
     for _ in range(rounds):
         for each in recorded:
-            seconds = _seconds(each.run, device) / each.num_products
+            seconds = _seconds(each.run, device) / len(each.weights)
             times.setdefault((each.product.name, each.rows), []).append(seconds)
     return [
         ProductTimes(
