@@ -144,9 +144,10 @@ def _attend_kernel(
     BLOCK_S: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    # A program owns one tile of a row, one KV head, and one split of the tile's positions; and more
-    # tiles, far apart, where more rows are busy than the host thought. The KV heads of a tile, then
-    # the tiles of a row, are neighbours: they read the same pages at once.
+    # A program owns one tile of a row, one KV head, and one split of the tile's positions. The KV
+    # heads of a tile, then the tiles of a row, are neighbours: they read the same pages at once.
+    # With FURTHER it owns every so many of the tiles from ``num_likely`` on: none, mostly. (A loop
+    # in all programs would take a third more registers.)
     kv_head = tl.program_id(0) % NUM_KV_HEADS
     num_started = tl.num_programs(0) // NUM_KV_HEADS
     let_next_begin(OVERLAP)

@@ -18,8 +18,8 @@ from focus_ray.kernels.retain import Retained
 
 # Elements of a token that a program copies at once: four accesses of 16 bytes per thread.
 MAX_WIDTH_AT_ONCE = 4096
-# Row ends that a program looks at together: one wait for all of them.
-MAX_ROWS_AT_ONCE = 2048
+# Row ends that a program looks at together: one wait for all of them, if there are no more.
+ROWS_AT_ONCE = (512, 2048)
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ def compact(
         trash_slot,
         trash_place,
         BLOCK=triton.next_power_of_2(masked_SB.shape[1]),
-        BLOCK_S=min(triton.next_power_of_2(max(num_rows, 128)), MAX_ROWS_AT_ONCE),
+        BLOCK_S=next((b for b in ROWS_AT_ONCE if b >= num_rows), ROWS_AT_ONCE[-1]),
         WIDTH=min(triton.next_power_of_2(max(x_width, q_width)), MAX_WIDTH_AT_ONCE),
         num_warps=4,
     )

@@ -194,7 +194,7 @@ def test_room_for_the_retained_tokens_alone(device: torch.device) -> None:
 def test_more_rows_than_are_looked_at_together(
     device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("focus_ray.kernels.compact.MAX_ROWS_AT_ONCE", 4)
+    monkeypatch.setattr("focus_ray.kernels.compact.ROWS_AT_ONCE", (2, 4))
     batch = step(4, "ldldpdaldee", unowned=1)
     assert_same_and_padded(batch.compacted(device), slow_compact(batch))
 
