@@ -11,7 +11,7 @@ import gc
 import logging
 import queue
 import threading
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from concurrent.futures import Future
 from typing import TypeVar
 
@@ -23,6 +23,7 @@ from focus_ray.errors import EngineDead
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+_News = list[TokenDelta] | EngineDead
 
 IDLE_WAIT_S = 60.0
 """How long an idle engine sleeps between looks at its queue; a command wakes it at once."""
@@ -32,22 +33,37 @@ class _Stream:
     """Deltas of one request on their way to the event loop that asked for them."""
 
     def __init__(self, num_completions: int) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._deltas: asyncio.Queue[list[TokenDelta] | EngineDead] = asyncio.Queue()
+        self.loop = asyncio.get_running_loop()
+        self.deltas: asyncio.Queue[_News] = asyncio.Queue()
         self.num_unfinished = num_completions
 
-    def put(self, item: list[TokenDelta] | EngineDead) -> None:
-        """From the engine's thread; a loop that is gone no longer cares."""
-        try:
-            self._loop.call_soon_threadsafe(self._deltas.put_nowait, item)
-        except RuntimeError:
-            logger.debug("a stream's event loop is closed; its deltas are dropped")
-
     async def get(self) -> list[TokenDelta]:
-        item = await self._deltas.get()
+        item = await self.deltas.get()
         if isinstance(item, EngineDead):
             raise item
         return item
+
+
+def _send(news: Iterable[tuple[_Stream, _News]]) -> None:
+    """From the engine's thread to the loops of the streams; a loop that is gone no longer cares.
+
+    Each loop is woken once: waking it for each of 512 streams took 1.5 ms a step instead of 0.3.
+    """
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Stream, _News]]] = {}
+    for stream, item in news:
+        by_loop.setdefault(stream.loop, []).append((stream, item))
+    for loop, items in by_loop.items():
+        try:
+            loop.call_soon_threadsafe(_put_all, items)
+        except RuntimeError:
+            logger.debug(
+                "the event loop of %d streams is closed; their deltas are dropped", len(items)
+            )
+
+
+def _put_all(items: list[tuple[_Stream, _News]]) -> None:
+    for stream, item in items:
+        stream.deltas.put_nowait(item)
 
 
 class AsyncEngine:
@@ -191,8 +207,7 @@ class AsyncEngine:
         # from the next line on, other threads answer commands too: they must find no streams
         streams, self._streams = self._streams, {}
         self._death = death
-        for stream in streams.values():
-            stream.put(death)
+        _send((stream, death) for stream in streams.values())
         self._run_commands()
 
     def _add(self, request: GenerationRequest, stream: _Stream) -> None:
@@ -213,13 +228,10 @@ class AsyncEngine:
         by_request: dict[str, list[TokenDelta]] = {}
         for delta in deltas:
             by_request.setdefault(delta.request_id, []).append(delta)
-        running = self._engine.running_requests
-        for request_id, group in by_request.items():
-            stream = self._streams.get(request_id)
-            if stream is not None:
-                stream.put(group)
-                if request_id not in running:
-                    del self._streams[request_id]
+        running, streams = self._engine.running_requests, self._streams
+        _send((streams[name], group) for name, group in by_request.items() if name in streams)
+        for request_id in by_request.keys() - running:
+            streams.pop(request_id, None)
 
 
 def _retrieve(future: asyncio.Future[None]) -> None:

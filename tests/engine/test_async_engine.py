@@ -131,6 +131,20 @@ async def test_abort_by_id_ends_the_stream_with_its_reason(engine):
     assert rest[-1].finish_reason == "abort"
 
 
+async def test_a_stream_whose_loop_is_gone_harms_nobody(engine):
+    def leave():
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(anext(stream))
+        loop.close()
+
+    stream = engine.generate(request("gone", max_tokens=900))
+    await asyncio.to_thread(leave)
+    assert len(tokens(await collect(engine, request("here")))) == 40
+    engine.raise_if_dead()
+    engine.abort("gone")
+    await settled(engine, lambda load: load.num_running == 0)
+
+
 async def test_an_id_can_be_used_again(engine):
     first = await collect(engine, request("a"))
     assert tokens(await collect(engine, request("a"))) == tokens(first)
