@@ -3,6 +3,7 @@ import asyncio
 import pytest
 
 from focus_ray.config import EngineConfig
+from focus_ray.engine import async_engine
 from focus_ray.engine.async_engine import AsyncEngine
 from focus_ray.engine.engine import Engine
 from focus_ray.engine.outputs import GenerationRequest
@@ -131,18 +132,14 @@ async def test_abort_by_id_ends_the_stream_with_its_reason(engine):
     assert rest[-1].finish_reason == "abort"
 
 
-async def test_a_stream_whose_loop_is_gone_harms_nobody(engine):
-    def leave():
-        loop = asyncio.new_event_loop()
-        loop.run_until_complete(anext(stream))
-        loop.close()
+async def test_a_loop_that_is_gone_keeps_nothing_from_the_others():
+    async def made_elsewhere():
+        return async_engine._Stream(1)
 
-    stream = engine.generate(request("gone", max_tokens=900))
-    await asyncio.to_thread(leave)
-    assert len(tokens(await collect(engine, request("here")))) == 40
-    engine.raise_if_dead()
-    engine.abort("gone")
-    await settled(engine, lambda load: load.num_running == 0)
+    gone = await asyncio.to_thread(asyncio.run, made_elsewhere())
+    here = async_engine._Stream(1)
+    await asyncio.to_thread(async_engine._send, [(gone, []), (here, [])])
+    assert await here.get() == []
 
 
 async def test_an_id_can_be_used_again(engine):
