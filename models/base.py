@@ -7,7 +7,7 @@ heads, d head size, V vocabulary.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import ClassVar, Literal, Self
 
 import torch
@@ -17,6 +17,13 @@ from torch import Tensor, nn
 from focus_ray.models.eviction import Eviction
 from focus_ray.models.kv_cache import KVCache
 from focus_ray.models.step import StepTensors
+
+OnLayer = Callable[[int], None]
+"""Called with the number of each layer but the first before it begins."""
+
+
+def ignore_layer(layer_index: int) -> None:
+    """For who does not care."""
 
 
 class ModelConfig(BaseModel):
@@ -76,7 +83,11 @@ class BlockDiffusionModel(nn.Module, ABC):
 
     @abstractmethod
     def begin(
-        self, step: StepTensors, cache: KVCache, eviction: Eviction | None = None
+        self,
+        step: StepTensors,
+        cache: KVCache,
+        eviction: Eviction | None = None,
+        on_layer: OnLayer = ignore_layer,
     ) -> tuple[Tensor, Tensor]:
         """Everything before tokens can be left out: layer 0, and layer 1 up to its queries.
 
@@ -88,7 +99,14 @@ class BlockDiffusionModel(nn.Module, ABC):
         """
 
     @abstractmethod
-    def finish(self, x_RD: Tensor, q_RHd: Tensor, step: StepTensors, cache: KVCache) -> Tensor:
+    def finish(
+        self,
+        x_RD: Tensor,
+        q_RHd: Tensor,
+        step: StepTensors,
+        cache: KVCache,
+        on_layer: OnLayer = ignore_layer,
+    ) -> Tensor:
         """Everything after it, for the tokens that are retained: ``step`` is of these.
 
         Returns:

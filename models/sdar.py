@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from focus_ray.kernels.linear import linear
 from focus_ray.kernels.norm_rotary_fill import norm_rotary_fill
 from focus_ray.kernels.paged_attention import paged_attention
-from focus_ray.models.base import BlockDiffusionModel, ModelConfig
+from focus_ray.models.base import BlockDiffusionModel, ModelConfig, OnLayer, ignore_layer
 from focus_ray.models.eviction import Eviction
 from focus_ray.models.kv_cache import KVCache, LayerKV
 from focus_ray.models.layers import (
@@ -206,7 +206,7 @@ class SdarDecoder(nn.Module):
         )
 
     def begin(
-        self, step: StepTensors, cache: KVCache, eviction: Eviction | None
+        self, step: StepTensors, cache: KVCache, eviction: Eviction | None, on_layer: OnLayer
     ) -> tuple[Tensor, Tensor]:
         rotary_P2r2, evicts = self.rotary.table_P2r2, eviction is not None
         first, *others = self._layers()
@@ -219,6 +219,7 @@ class SdarDecoder(nn.Module):
         if eviction is not None and k_TKd is not None:
             eviction.observe(q_THd, k_TKd, step)
         x_TD, added_TD = first.finish(x_TD, q_THd, step, first_kv)
+        on_layer(1)
         x_TD, q_THd, k_TKd = others[0].begin(
             x_TD, added_TD, rotary_P2r2, step, cache.layer(1), keep_keys=evicts
         )
@@ -226,11 +227,19 @@ class SdarDecoder(nn.Module):
             eviction.choose(q_THd, k_TKd, step)
         return x_TD, q_THd
 
-    def finish(self, x_RD: Tensor, q_RHd: Tensor, step: StepTensors, cache: KVCache) -> Tensor:
+    def finish(
+        self,
+        x_RD: Tensor,
+        q_RHd: Tensor,
+        step: StepTensors,
+        cache: KVCache,
+        on_layer: OnLayer,
+    ) -> Tensor:
         layers = self._layers()
         begun = min(1, len(layers) - 1)
         x_RD, added_RD = layers[begun].finish(x_RD, q_RHd, step, cache.layer(begun))
         for index, layer in enumerate(layers[begun + 1 :], begun + 1):
+            on_layer(index)
             layer_kv = cache.layer(index)
             x_RD, q_RHd, _ = layer.begin(x_RD, added_RD, self.rotary.table_P2r2, step, layer_kv)
             x_RD, added_RD = layer.finish(x_RD, q_RHd, step, layer_kv)
@@ -273,12 +282,23 @@ class SdarForCausalLM(BlockDiffusionModel):
         return self.model.norm.weight.dtype
 
     def begin(
-        self, step: StepTensors, cache: KVCache, eviction: Eviction | None = None
+        self,
+        step: StepTensors,
+        cache: KVCache,
+        eviction: Eviction | None = None,
+        on_layer: OnLayer = ignore_layer,
     ) -> tuple[Tensor, Tensor]:
-        return self.model.begin(step, cache, eviction)
+        return self.model.begin(step, cache, eviction, on_layer)
 
-    def finish(self, x_RD: Tensor, q_RHd: Tensor, step: StepTensors, cache: KVCache) -> Tensor:
-        return self.model.finish(x_RD, q_RHd, step, cache)
+    def finish(
+        self,
+        x_RD: Tensor,
+        q_RHd: Tensor,
+        step: StepTensors,
+        cache: KVCache,
+        on_layer: OnLayer = ignore_layer,
+    ) -> Tensor:
+        return self.model.finish(x_RD, q_RHd, step, cache, on_layer)
 
     def compute_logits(self, hidden_RD: Tensor) -> Tensor:
         head = self.model.embed_tokens if self.lm_head is None else self.lm_head

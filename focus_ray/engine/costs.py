@@ -43,12 +43,16 @@ def measure_costs(runner: Runner) -> StepCosts:
         tokens = counted.num_tokens
         size = parts.size(tokens, counted.num_rows)
         num_masked = tokens // 2
+
+        def seconds(*runs: Callable[[], object]) -> float:
+            return sum(_seconds(run, device) for run in runs)
+
         if policy.by_importance:
-            runs = partial(parts.head, size, True), partial(passes.compact, size)
-            evicting.append((tokens, sum(_seconds(run, device) for run in runs)))
-        plain.append((tokens, _seconds(partial(parts.head, size, False), device)))
-        runs = partial(parts.tail, size), partial(parts.look, PLAIN, num_masked)
-        tail.append((tokens, sum(_seconds(run, device) for run in runs)))
+            choose = partial(parts.head, size, True)
+            evicting.append((tokens, seconds(choose, partial(passes.compact, size))))
+        plain.append((tokens, seconds(partial(parts.head, size, False))))
+        look = partial(parts.look, PLAIN, num_masked)
+        tail.append((tokens, seconds(partial(parts.tail, size), look)))
         if tail[-1][1] > ENOUGH_S:
             break
     runner.state.take(StepPlan(stops=list(range(runner.state.num_slots))))

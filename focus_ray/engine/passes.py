@@ -12,16 +12,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from focus_ray.engine.cuda_graphs import Cut
 from focus_ray.kernels.compact import Compacted
 from focus_ray.kernels.retain import Retained
 from focus_ray.kernels.rows import Rows
-from focus_ray.models.base import BlockDiffusionModel
+from focus_ray.models.base import BlockDiffusionModel, OnLayer
 from focus_ray.models.eviction import Eviction
 from focus_ray.models.kv_cache import KVCache
 from focus_ray.models.step import StepTensors
 
 USUAL_ROW_LEN = 8
 """Tokens of a row, by which attention guesses how many rows a step of some tokens has."""
+
+CUTS = frozenset({1, 2, 8})
+"""Layers before which a recording is cut. The host launches a layer of one sequence in about an
+eighth of the time that the device runs it, and the first graph behind a wait is short."""
 
 
 @dataclass(frozen=True)
@@ -89,14 +94,14 @@ class Passes:
         """bool, what each row retains; of use after both ``head`` and ``compact``."""
         return self.retained.kept_NB
 
-    def head(self, size: StepSize, by_importance: bool) -> None:
+    def head(self, size: StepSize, by_importance: bool, cut: Cut) -> None:
         """Up to the keys and values of layer 1.
 
         With ``by_importance`` also the choice of what is retained, which ``compact`` is to follow.
         """
         step = self._processed(size)
         eviction = self._eviction if by_importance else None
-        x_TD, q_THd = self._model.begin(step, self._cache, eviction)
+        x_TD, q_THd = self._model.begin(step, self._cache, eviction, _cutting(cut))
         if by_importance:
             self._x_CD[: size.num_tokens].copy_(x_TD)
             self._q_CHd[: size.num_tokens].copy_(q_THd)
@@ -108,11 +113,12 @@ class Passes:
         n = size.num_tokens
         self._eviction.compact(self._x_CD[:n], self._q_CHd[:n], self._processed(size))
 
-    def tail(self, size: StepSize) -> None:
+    def tail(self, size: StepSize, cut: Cut) -> None:
         """From the queries of layer 1 to the final norm."""
         kept, n = self.kept, size.num_tokens
         step = self._step(size, kept.positions_R, kept.kv_limit_R, kept.slot_R, kept.row_offsets_S1)
-        hidden_RD = self._model.finish(kept.x_RD[:n], kept.q_RHd[:n], step, self._cache)
+        x_RD, q_RHd = kept.x_RD[:n], kept.q_RHd[:n]
+        hidden_RD = self._model.finish(x_RD, q_RHd, step, self._cache, _cutting(cut))
         self.hidden_CD[:n].copy_(hidden_RD)
 
     def _keep_all(self, size: StepSize, x_TD: Tensor, q_THd: Tensor) -> None:
@@ -153,3 +159,11 @@ class Passes:
             max_kv_len=self._max_kv_len,
             busy_rows=max(least, min(most, -(-n // USUAL_ROW_LEN)), 1),
         )
+
+
+def _cutting(cut: Cut) -> OnLayer:
+    def on_layer(layer_index: int) -> None:
+        if layer_index in CUTS:
+            cut()
+
+    return on_layer

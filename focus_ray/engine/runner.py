@@ -178,6 +178,7 @@ class Runner:
     def rehearse_choice(self, plan: StepPlan) -> None:
         """Look at as many masked tokens as there can be, with the wishes of ``plan``."""
         self.plan_rows(self.policy, 0)
+        self.state.words.scalar("temperature").fill_(1.0)  # so that nobody is greedy
         self.parts.look(plan, self.parts.choosing.num_places)
 
     @torch.inference_mode()
@@ -221,7 +222,8 @@ class Runner:
             out=self.rows,
         )
         counts = self._copies.wait(self._copies.start(self.rows.counts_4)).tolist()
-        return StepCounts(*counts, num_prefill)
+        num_tokens, num_masked, num_rows, num_slots = counts
+        return StepCounts(num_tokens, num_masked, num_rows, num_slots, num_prefill)
 
     def _forward(self, size: StepCounts, by_importance: bool) -> tuple[int, int]:
         """All layers; how many tokens were retained, and how many of these are masked."""

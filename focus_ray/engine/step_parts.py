@@ -13,7 +13,7 @@ from torch import Tensor
 
 from focus_ray.engine.buckets import bucket_of
 from focus_ray.engine.choosing import Choosing
-from focus_ray.engine.cuda_graphs import CudaGraphs, Recording
+from focus_ray.engine.cuda_graphs import Body, CudaGraphs, Recording
 from focus_ray.engine.passes import Passes, StepSize
 from focus_ray.engine.plan import StepPlan
 
@@ -57,12 +57,12 @@ class StepParts:
         """Up to the keys and values of layer 1; with ``by_importance``, who is retained."""
         self.graphs.run(
             ("head", by_importance, size.num_tokens),
-            lambda: self.passes.head(size, by_importance),
+            lambda cut: self.passes.head(size, by_importance, cut),
         )
 
     def tail(self, size: StepSize) -> None:
         """The later layers, for what was left by ``passes.compact`` or ``passes.keep_all``."""
-        self.graphs.run(("tail", size.num_tokens), lambda: self.passes.tail(size))
+        self.graphs.run(("tail", size.num_tokens), lambda cut: self.passes.tail(size, cut))
 
     def choose(
         self, plan: StepPlan, num_masked: int, decodable_MB: Tensor | None
@@ -76,7 +76,8 @@ class StepParts:
         if self._buckets is not None and num_masked:
             num_masked = bucket_of(self._buckets, num_masked)
         if recorded:
-            self.graphs.run(("choose", num_masked), lambda: self._choose(PLAIN, num_masked, None))
+            key = ("choose", num_masked)
+            self.graphs.run(key, lambda _: self._choose(PLAIN, num_masked, None))
             return None
         return self._choose(plan, num_masked, decodable_MB)
 
@@ -105,13 +106,15 @@ class StepParts:
         for bucket in (0, *self._buckets):
             size = self._padded(bucket)
             if bucket <= most_masked:
-                choose = partial(self._choose, PLAIN, bucket, None)
-                yield Recording(("choose", bucket), bucket, choose)
+                yield Recording(("choose", bucket), bucket, self._chooses(bucket))
             if bucket:
                 yield Recording(("tail", bucket), bucket, partial(self.passes.tail, size))
                 for compares in by_importance:
                     head = partial(self.passes.head, size, compares)
                     yield Recording(("head", compares, bucket), bucket, head)
+
+    def _chooses(self, num_masked: int) -> Body:
+        return lambda _: self._choose(PLAIN, num_masked, None)
 
     def _choose(
         self, plan: StepPlan, num_masked: int, decodable_MB: Tensor | None
