@@ -115,7 +115,7 @@ def pack_starts(
     words_NW[:, layout.stop_ids] = mask_token_id
     for row, start in enumerate(starts):
         params = start.params
-        assert params.unmasking is not None, "parameters are resolved at admission"
+        assert params.unmasking and params.denoising_steps, "parameters are resolved at admission"
         words_NW[row, layout.array("token_ids")] = start.block.token_ids_B
         words_NW[row, layout.array("decoded")] = start.block.decoded_B
         floats_NW[row, layout.array("logprobs")] = start.block.logprobs_B
