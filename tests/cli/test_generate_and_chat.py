@@ -16,7 +16,10 @@ from focus_ray.config import EngineConfig
 from focus_ray.sampling import SamplingParams
 
 runner = CliRunner()
-SMALL = ["--max-num-seqs", "2", "--kv-cache-memory-bytes", str(2**26)]
+SETTINGS = {"max_num_seqs": 2, "max_num_batched_tokens": 128, "kv_cache_memory_bytes": 2**26}
+SMALL = [
+    part for name, value in SETTINGS.items() for part in (f"--{name.replace('_', '-')}", str(value))
+]
 
 
 def test_generate():
@@ -84,7 +87,7 @@ def test_chat_remembers_until_told_not_to(monkeypatch):
 
 
 def test_an_answer_cut_short_frees_the_engine():
-    config = EngineConfig(max_num_seqs=2, kv_cache_memory_bytes=2**26)
+    config = EngineConfig(**SETTINGS)
     with EngineBackend(config) as backend:
         long = SamplingParams(max_tokens=400, ignore_eos=True)
         pieces = backend.answer([{"role": "user", "content": "Tell a story."}], long)

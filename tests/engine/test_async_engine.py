@@ -20,6 +20,8 @@ def make_engine(model):
         page_size=16,
         num_pages=400,
         max_num_seqs=8,
+        max_num_batched_tokens=64,  # few sizes to record on a GPU
+        focus_adaptive=False,  # tokens that do not depend on who else runs
     )
     return Engine(config)
 

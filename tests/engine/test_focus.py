@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from focus_ray.config import EngineConfig
-from focus_ray.engine import choosing
 from focus_ray.engine.engine import Engine
 from focus_ray.engine.outputs import GenerationRequest, RequestStats
 from focus_ray.engine.policy import make_policy
-from focus_ray.engine.sampler import choose_tokens
 from focus_ray.kernels.slot_words import COUNTS
 from focus_ray.sampling import SamplingParams
+
+MOST_PADDING = 16  # of up to 128 tokens on a GPU, to a size that is recorded
 
 
 def make_engine(model, decoding, **overrides):
@@ -27,6 +27,8 @@ def make_engine(model, decoding, **overrides):
         "device": model.device,
         "dtype": "float32",
         "decoding": decoding,
+        "focus_adaptive": False,  # evict in every step, on a GPU too
+        "enforce_eager": True,  # test_step_loop.py has recorded steps
         "block_length": 16,
         "num_pages": 200,
         "max_num_seqs": 32,
@@ -184,13 +186,16 @@ def test_counts_of_requests_add_up_to_those_of_the_engine(golden_sdar):
 @pytest.mark.parametrize("decoding", ["block", "delayed", "focus"])
 def test_the_head_sees_retained_masked_tokens_alone(golden_sdar, monkeypatch, decoding):
     num_rows = []
-
-    def watch(logits_RV, params, **options):
-        num_rows.append(len(logits_RV))
-        return choose_tokens(logits_RV, params, **options)
-
     engine = make_engine(golden_sdar, decoding, record_trace=True)
-    monkeypatch.setattr(choosing, "choose_tokens", watch)
+    choosing = engine._runner.parts.choosing
+    look = choosing.look
+
+    def watch(hidden_RD, row_Q, place_Q, plan):
+        num_rows.append(int((place_Q < choosing.num_places).sum()))
+        assert len(place_Q) - num_rows[-1] < MOST_PADDING
+        return look(hidden_RD, row_Q, place_Q, plan)
+
+    monkeypatch.setattr(choosing, "look", watch)
     for item in requests(8):
         engine.add(item)
     steps = []

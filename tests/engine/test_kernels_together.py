@@ -19,6 +19,8 @@ from focus_ray.sampling import SamplingParams
 # Prompts that end inside a block and at its end, one of them prefilled while the others decode.
 PROMPT_LENS = (5, 16, 21)
 SAMPLED = {"temperature": 0.8, "top_k": 50, "seed": 1}
+# What models launch as one kernel, norm_rotary_fill; apart they are its definition.
+FUSED = {"focus_ray.kernels.norm_rotary", "focus_ray.kernels.fill_kv"}
 
 
 def modules_with_kernels() -> list[ModuleType]:
@@ -36,6 +38,8 @@ def generate(path: str, device: str) -> dict[str, list[int]]:
             device=device,
             dtype="float32",
             decoding="focus",
+            focus_adaptive=False,  # evict in every step, on a GPU too
+            enforce_eager=True,  # definitions that wait for the device cannot be recorded
             block_length=8,
             page_size=16,
             num_pages=12,
@@ -83,7 +87,7 @@ def test_kernels_give_the_tokens_of_the_definitions(monkeypatch, golden_sdar) ->
 
         monkeypatch.setattr(module, "can_launch", watched)
     found = generate(*golden_sdar)
-    assert launched == {module.__name__ for module in modules}
+    assert launched == {module.__name__ for module in modules} - FUSED
 
     for module in modules:
         monkeypatch.setattr(module, "can_launch", lambda *_: False)

@@ -119,8 +119,14 @@ def policies() -> st.SearchStrategy[dict[str, object]]:
 
 
 def make_engine(path: str, device: str, decoding: str, **overrides: object) -> Engine:
-    values = {"dtype": "float32", "max_model_len": CONTEXT, "decoding": decoding, **overrides}
-    return Engine(EngineConfig(model=path, device=device, **values))
+    values = {
+        "dtype": "float32",
+        "max_model_len": CONTEXT,
+        "decoding": decoding,
+        "focus_adaptive": False,  # evict in every step, on a GPU too
+        "enforce_eager": True,  # a recorded step would pass by what watches it
+    }
+    return Engine(EngineConfig(model=path, device=device, **{**values, **overrides}))
 
 
 @cache

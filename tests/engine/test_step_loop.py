@@ -27,6 +27,7 @@ def make_engine(model, settings):
         "block_length": 16,
         "num_pages": 200,
         "max_num_seqs": 8,
+        "max_num_batched_tokens": 256,  # few sizes to record on a GPU
         "confidence_threshold": 0.3,
         "focus_adaptive": False,
     }

@@ -14,6 +14,7 @@ from focus_ray.sampling import RepetitionDetection, SamplingParams
 
 CONTEXT = 160
 NUM_REQUESTS = 24
+EAGER = {"enforce_eager": True}  # otherwise steps are recorded on a GPU
 
 
 class Collected:
@@ -41,6 +42,7 @@ def make_engine(model, block_length, **overrides):
         "decoding": "block",
         "block_length": block_length,
         "max_model_len": CONTEXT,
+        "max_num_batched_tokens": 256,  # few sizes to record on a GPU
         "kv_cache_memory_bytes": 64 << 20,  # not all of a GPU that other tests use too
     }
     return Engine(EngineConfig(**{**settings, **overrides}))
@@ -102,17 +104,15 @@ def run_crowd(rng, engine, requests):
         pytest.param(
             16, 12, True, {"page_size": 32, "enable_prefix_caching": False}, id="no prefix cache"
         ),
-        pytest.param(16, 400, False, {"page_size": 16, "max_num_seqs": 1024}, id="roomy"),
+        pytest.param(16, 400, False, {"page_size": 16, "max_num_seqs": 1024, **EAGER}, id="roomy"),
     ],
 )
 def test_a_crowd_changes_nothing(golden_sdar, block_length, num_pages, preempts, limits):
     rng = np.random.default_rng(block_length)
     prefixes = [rng.integers(2, 500, size=90).tolist() for _ in range(3)]
     requests = [random_request(rng, str(i), prefixes, block_length) for i in range(NUM_REQUESTS)]
-    solitary, alone = (
-        make_engine(golden_sdar, block_length, enable_prefix_caching=False),
-        Collected(),
-    )
+    solitary = make_engine(golden_sdar, block_length, enable_prefix_caching=False, **EAGER)
+    alone = Collected()
     for request in requests:
         solitary.add(request)
         while solitary.has_unfinished():
