@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from focus_ray.engine.detokenizer import Detokenizer
+from focus_ray.engine.detokenizer import new_detokenizer
 from focus_ray.engine.emission import NewTokens
 from focus_ray.engine.outputs import FinishReason, TokenDelta, TokenLogprob
 from focus_ray.engine.repetition import RepetitionWatch
@@ -32,7 +32,7 @@ class Completion:
     def __init__(self, sequence: Sequence, tokenizer: Tokenizer | None) -> None:
         self.sequence = sequence
         params = sequence.params
-        self._detokenizer = Detokenizer(tokenizer, params)
+        self._detokenizer = new_detokenizer(tokenizer, params)
         self._stops = StopStrings(params.stop, params.include_stop_str_in_output)
         self._num_tokens = 0
         rule = params.repetition_detection

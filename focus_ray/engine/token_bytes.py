@@ -32,6 +32,11 @@ def token_bytes(text: str, piece: str | None) -> bytes:
         return text.encode()
     if match := _FALLBACK.fullmatch(piece):
         return bytes.fromhex(match[1])
-    if all(character in _BYTE_OF for character in piece):
-        return bytes(_BYTE_OF[character] for character in piece)
-    return text.encode()
+    return piece_bytes(piece) if all(map(_BYTE_OF.__contains__, piece)) else text.encode()
+
+
+def piece_bytes(piece: str) -> bytes:
+    """What a byte-level decoder makes of a piece, be it of the vocabulary or an added token."""
+    if all(map(_BYTE_OF.__contains__, piece)):
+        return bytes(map(_BYTE_OF.__getitem__, piece))
+    return piece.encode()

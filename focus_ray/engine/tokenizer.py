@@ -22,7 +22,7 @@ import tokenizers
 from tokenizers.decoders import DecodeStream
 
 from focus_ray.engine.chat_template import ChatTemplate, Messages
-from focus_ray.engine.token_bytes import token_bytes
+from focus_ray.engine.token_bytes import piece_bytes, token_bytes
 from focus_ray.engine.tokenizer_files import TokenizerFiles
 from focus_ray.engine.user_text import ShadowAlphabet, refuse_lone_surrogates
 from focus_ray.errors import CheckpointError, RequestRejected
@@ -75,6 +75,13 @@ class Tokenizer:
         self.max_chars_per_token = NFC_CHARS * max(map(len, vocab))
         self.mask_token_id = self._id_of(files, "mask_token")
         self.eos_token_id = self._id_of(files, "eos_token")
+        decoder = files.definition.get("decoder") or {}
+        self._bytes_of_id: dict[bool, Mapping[int, bytes]] = {}  # by skip_special_tokens
+        if decoder.get("type") == "ByteLevel":
+            self._bytes_of_id = {
+                skip: _BytesOfId(self._stock, self.special_ids if skip else frozenset())
+                for skip in (False, True)
+            }
         self._alphabet = ShadowAlphabet(self.added_tokens)
         self._chat_templates = {
             name: ChatTemplate(source, self._alphabet, files.named_tokens)
@@ -119,6 +126,13 @@ class Tokenizer:
     def token_bytes(self, token_id: int) -> bytes:
         """What one token adds to a text, in UTF-8; exact for part of a character too."""
         return token_bytes(self.token_text(token_id), self._stock.id_to_token(token_id))
+
+    def bytes_of_id(self, skip_special_tokens: bool = True) -> Mapping[int, bytes] | None:
+        """What each token adds to a text, in UTF-8; None where that depends on other tokens.
+
+        Any id may be looked up; one that the vocabulary does not have adds nothing.
+        """
+        return self._bytes_of_id.get(skip_special_tokens)
 
     def new_decode_stream(self, skip_special_tokens: bool = True) -> TokenStream:
         return TokenStream(self._stock, skip_special_tokens)
@@ -208,6 +222,19 @@ class Tokenizer:
         spelling = files.named_tokens.get(role, "")
         token_id = self._stock.token_to_id(spelling)
         return files.aliases.get(spelling) if token_id is None else token_id
+
+
+class _BytesOfId(dict[int, bytes]):
+    """Filled as ids are looked up; for decoders that are byte-level alone."""
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer, skipped_ids: frozenset[int]) -> None:
+        super().__init__(dict.fromkeys(skipped_ids, b""))
+        self._tokenizer = tokenizer
+
+    def __missing__(self, token_id: int) -> bytes:
+        piece = self._tokenizer.id_to_token(token_id)
+        self[token_id] = found = b"" if piece is None else piece_bytes(piece)
+        return found
 
 
 class TokenStream:
