@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from focus_ray.kernels.launch import can_launch
-from focus_ray.kernels.linear_kernels import launch_linear
+from focus_ray.kernels.linear_kernels import launch_linear, launch_partial_linear
 from focus_ray.kernels.linear_tiles import linear_tile
+from focus_ray.kernels.partial_sums import Summand
 from focus_ray.kernels.swiglu import swiglu
 
 
@@ -39,6 +40,26 @@ def linear(x_TD: Tensor, weight_OD: Tensor) -> Tensor:
         if tile is not None:
             return launch_linear(x_TD, weight_OD, tile)
     return linear_reference(x_TD, weight_OD)
+
+
+def partial_linear(x_TD: Tensor, weight_OD: Tensor) -> Summand:
+    """``linear``, except that shares of its sums may be left for ``add_rms_norm`` to add up.
+
+    Args:
+        x_TD, weight_OD: as in ``linear``.
+
+    Returns:
+        What ``linear`` returns, or partial sums whose total that is, bit for bit.
+
+    Raises:
+        ValueError: a shape, dtype or layout differs from the above.
+    """
+    _check(x_TD, weight_OD)
+    if x_TD.numel() and can_launch(x_TD, weight_OD):
+        tile = linear_tile(x_TD, weight_OD, gated=False)
+        if tile is not None and tile.num_splits > 1:
+            return launch_partial_linear(x_TD, weight_OD, tile)
+    return linear(x_TD, weight_OD)
 
 
 def linear_swiglu(x_TD: Tensor, weight_2ID: Tensor) -> Tensor:

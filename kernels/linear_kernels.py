@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from focus_ray.kernels.overlap import let_next_begin, overlap_options, wait_for_previous
+from focus_ray.kernels.partial_sums import PartialSums
 
 LEAST_BLOCK_T = 16
 # Tiles of one launch whose splits are counted; 65536 output columns in tiles of 16.
@@ -30,6 +31,8 @@ class LinearTile:
         num_splits: programs that share the inner dimension of a tile.
         num_warps: warps that share the tile.
         num_stages: passes whose loads are in flight, one more than that of the pass that computes.
+        num_held: passes whose weights are loaded into registers before the kernel waits for its
+            predecessor, and multiplied at the end; 0 or a power of two, less than a share has.
     """
 
     block_o: int
@@ -37,6 +40,7 @@ class LinearTile:
     num_splits: int
     num_warps: int
     num_stages: int
+    num_held: int = 0
 
 
 def launch_linear(
@@ -53,37 +57,58 @@ def launch_linear(
     Returns:
         ``[T, O]`` or ``[T, I]``, dtype and device of ``x_TD``; contiguous.
     """
+    out_size = weight_OD.shape[0]
+    out = x_TD.new_empty(len(x_TD), out_size // 2 if gated else out_size)
+    sums_STO = _empty_sums(x_TD, weight_OD, tile) if tile.num_splits > 1 else None
+    _launch(x_TD, weight_OD, tile, out, sums_STO, gated=gated)
+    return out
+
+
+def launch_partial_linear(x_TD: Tensor, weight_OD: Tensor, tile: LinearTile) -> PartialSums:
+    """``launch_linear`` of at least two splits, each of which is left as a share of the sum."""
+    sums_STO = _empty_sums(x_TD, weight_OD, tile)
+    _launch(x_TD, weight_OD, tile, None, sums_STO, gated=False)
+    return PartialSums(sums_STO, x_TD.dtype)
+
+
+def _empty_sums(x_TD: Tensor, weight_OD: Tensor, tile: LinearTile) -> Tensor:
+    shape = (tile.num_splits, len(x_TD), len(weight_OD))
+    return x_TD.new_empty(shape, dtype=torch.float32)
+
+
+def _launch(
+    x_TD: Tensor,
+    weight_OD: Tensor,
+    tile: LinearTile,
+    out: Tensor | None,
+    sums_STO: Tensor | None,
+    *,
+    gated: bool,
+) -> None:
+    """Shares of the sum go to ``sums_STO``, if there are several, and their sum to ``out``."""
     num_tokens, inner = x_TD.shape
     out_size = weight_OD.shape[0]
-    block_t = max(LEAST_BLOCK_T, triton.next_power_of_2(num_tokens))
-    tiles = triton.cdiv(out_size, tile.block_o)
-    out = x_TD.new_empty(num_tokens, out_size // 2 if gated else out_size)
-    if tile.num_splits == 1:
-        partial = finished = None
-    else:
-        partial_shape = (tile.num_splits, tiles, block_t, tile.block_o)
-        partial = x_TD.new_empty(partial_shape, dtype=torch.float32)
-        finished = finished_counters(x_TD.device)
-    _linear_kernel[(tiles, tile.num_splits)](
+    added_up = out is not None and sums_STO is not None
+    _linear_kernel[(triton.cdiv(out_size, tile.block_o), tile.num_splits)](
         x_TD,
         weight_OD,
         out,
-        partial,
-        finished,
+        sums_STO,
+        finished_counters(x_TD.device) if added_up else None,
         num_tokens,
         out_size,
         x_TD.stride(0),
         INNER=inner,
         GATED=gated,
-        BLOCK_T=block_t,
+        BLOCK_T=max(LEAST_BLOCK_T, triton.next_power_of_2(num_tokens)),
         BLOCK_O=tile.block_o,
         BLOCK_D=tile.block_d,
         SPLITS=tile.num_splits,
         STAGES=tile.num_stages,
+        HELD=tile.num_held,
         num_warps=tile.num_warps,
         **overlap_options(x_TD.device),
     )
-    return out
 
 
 @cache
@@ -105,7 +130,7 @@ def _linear_kernel(
     x_ptr,
     weight_ptr,
     out_ptr,
-    partial_ptr,
+    sums_ptr,
     finished_ptr,
     num_tokens,
     out_size,
@@ -117,6 +142,7 @@ def _linear_kernel(
     BLOCK_D: tl.constexpr,
     SPLITS: tl.constexpr,
     STAGES: tl.constexpr,
+    HELD: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     # A program owns BLOCK_O weight rows, for all tokens, over one of SPLITS shares of the inner
@@ -132,40 +158,73 @@ def _linear_kernel(
         row_O = tile * half + place_O % half + (place_O // half) * (out_size // 2)
     else:
         row_O = tl.minimum(tile * BLOCK_O + place_O, out_size - 1)
+    weight_row_ptr = weight_ptr + row_O.to(tl.int64) * INNER + first_d
+    HELD_D: tl.constexpr = HELD * BLOCK_D
+    if HELD > 0:
+        d_H = tl.arange(0, HELD_D)
+        weight_OH = tl.load(weight_row_ptr[:, None] + d_H[None, :])
+    wait_for_previous(OVERLAP)
+
     token_T = tl.arange(0, BLOCK_T)
     is_token_T = token_T < num_tokens
-    d_D = tl.arange(0, BLOCK_D)
-    weight_ptrs = weight_ptr + row_O.to(tl.int64)[:, None] * INNER + first_d + d_D[None, :]
-    x_ptrs = x_ptr + first_d + token_T[None, :].to(tl.int64) * x_stride_t + d_D[:, None]
+    x_row_ptr = x_ptr + first_d + token_T.to(tl.int64) * x_stride_t
+    if HELD > 0:
+        x_HT = tl.load(x_row_ptr[None, :] + d_H[:, None], mask=is_token_T[None, :], other=0.0)
+    d_D = HELD_D + tl.arange(0, BLOCK_D)
+    weight_ptrs = weight_row_ptr[:, None] + d_D[None, :]
+    x_ptrs = x_row_ptr[None, :] + d_D[:, None]
     sum_OT = tl.zeros((BLOCK_O, BLOCK_T), tl.float32)
-    wait_for_previous(OVERLAP)
-    for _ in tl.range(SHARE // BLOCK_D, num_stages=STAGES):
+    for _ in tl.range(SHARE // BLOCK_D - HELD, num_stages=STAGES):
         weight_OD = tl.load(weight_ptrs)
         x_DT = tl.load(x_ptrs, mask=is_token_T[None, :], other=0.0)
         sum_OT = tl.dot(weight_OD, x_DT, sum_OT, input_precision="ieee")
         weight_ptrs += BLOCK_D
         x_ptrs += BLOCK_D
+    if HELD > 0:
+        if OVERLAP:
+            weight_OH, x_HT = _held_until_here(weight_OH), _held_until_here(x_HT)
+        sum_OT = tl.dot(weight_OH, x_HT, sum_OT, input_precision="ieee")
 
     if SPLITS == 1:
         _store(sum_OT, out_ptr, tile, token_T, is_token_T, out_size, GATED, BLOCK_O)
     else:
-        place_TO = token_T[:, None] * BLOCK_O + place_O[None, :]
-        stored_TO = tl.broadcast_to(is_token_T[:, None], (BLOCK_T, BLOCK_O))
-        partial_ptrs = partial_ptr + tile.to(tl.int64) * (BLOCK_T * BLOCK_O) + place_TO
-        stride_s = tl.num_programs(0).to(tl.int64) * (BLOCK_T * BLOCK_O)
-        tl.store(partial_ptrs + tl.program_id(1) * stride_s, tl.trans(sum_OT), mask=stored_TO)
-        tl.debug_barrier()  # all threads have stored before one of them counts the program
-        if tl.atomic_add(finished_ptr + tile, 1, sem="acq_rel") == SPLITS - 1:
-            tl.store(finished_ptr + tile, 0)
-            total_TO = tl.zeros((BLOCK_T, BLOCK_O), tl.float32)
-            for split in tl.static_range(SPLITS):
-                total_TO += tl.load(
-                    partial_ptrs + split * stride_s,
-                    mask=stored_TO,
-                    other=0.0,
-                    cache_modifier=".cg",
+        column_O = tile * BLOCK_O + place_O
+        stored_TO = is_token_T[:, None] & (column_O < out_size)[None, :]
+        places_TO = token_T[:, None].to(tl.int64) * out_size + column_O[None, :]
+        stride_s = num_tokens.to(tl.int64) * out_size
+        share_ptrs = sums_ptr + tl.program_id(1) * stride_s + places_TO
+        tl.store(share_ptrs, tl.trans(sum_OT), mask=stored_TO)
+        if out_ptr is not None:  # whoever ends last adds the shares up
+            tl.debug_barrier()  # all threads have stored before one of them counts the program
+            if tl.atomic_add(finished_ptr + tile, 1, sem="acq_rel") == SPLITS - 1:
+                tl.store(finished_ptr + tile, 0)
+                total_TO = tl.zeros((BLOCK_T, BLOCK_O), tl.float32)
+                for split in tl.static_range(SPLITS):
+                    share_ptrs = sums_ptr + split * stride_s + places_TO
+                    total_TO += tl.load(share_ptrs, mask=stored_TO, other=0.0, cache_modifier=".cg")
+                _store(
+                    tl.trans(total_TO),
+                    out_ptr,
+                    tile,
+                    token_T,
+                    is_token_T,
+                    out_size,
+                    GATED,
+                    BLOCK_O,
                 )
-            _store(tl.trans(total_TO), out_ptr, tile, token_T, is_token_T, out_size, GATED, BLOCK_O)
+
+
+@triton.jit
+def _held_until_here(x):
+    """``x`` unchanged. Triton would move it to shared memory as soon as it is loaded, and the
+    program would wait for it where it should go on.
+    """
+    if x.dtype.primitive_bitwidth == 16:
+        return tl.inline_asm_elementwise(
+            "mov.b32 $0, $1;", "=r,r", [x], dtype=x.dtype, is_pure=False, pack=2
+        )
+    else:
+        return x
 
 
 @triton.jit

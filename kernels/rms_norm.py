@@ -12,6 +12,8 @@ from torch import Tensor
 
 from focus_ray.kernels.launch import can_launch
 from focus_ray.kernels.overlap import let_next_begin, overlap_options, wait_for_previous
+from focus_ray.kernels.partial_sums import PartialSums, Summand
+from focus_ray.kernels.tuning import num_multiprocessors
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -19,7 +21,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
     All arithmetic, the multiplication by the weight included, is float32 and rounds once at the
     end, as the fused kernel of SDAR's authors does (their Python fallback rounds before the
-    multiplication; equal in float32, a last bit apart in bfloat16).
+    multiplication; equal in float32, a last bit apart in bfloat16). A row's result does not depend
+    on the other rows, but how many there are may decide the order in which it is summed.
 
     Args:
         x: ``[..., D]``, any float dtype, unit stride along D.
@@ -39,7 +42,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     if out.numel():
         width = x.shape[-1]
         rows_RD = x.reshape(-1, width)
-        block, num_warps = _row_tile(width)
+        block, num_warps = _row_tile(len(rows_RD), width, x.device)
         _rms_norm_kernel[(len(rows_RD),)](
             rows_RD,
             weight,
@@ -55,7 +58,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def add_rms_norm(
-    x_TD: Tensor, residual_TD: Tensor, weight: Tensor, eps: float
+    x_TD: Tensor, residual_TD: Summand, weight: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
     """The norm of a sum, and the sum: ``rms_norm(x + residual, weight, eps), x + residual``.
 
@@ -63,7 +66,7 @@ def add_rms_norm(
 
     Args:
         x_TD: ``[T, D]``, any float dtype, unit stride along D.
-        residual_TD: as ``x_TD``.
+        residual_TD: as ``x_TD``; or partial sums, of which the total is added.
         weight: ``[D]``, any float dtype.
         eps: added to the mean square.
 
@@ -80,23 +83,29 @@ def add_rms_norm(
             f"{x_TD.dtype} and {tuple(residual_TD.shape)} {residual_TD.dtype}"
         )
     _check_rows("x", x_TD, weight)
-    _check_rows("residual", residual_TD, weight)
-    if not can_launch(x_TD, residual_TD, weight):
+    if isinstance(residual_TD, PartialSums):
+        residual_STD = residual_TD.sums_STO
+    else:
+        _check_rows("residual", residual_TD, weight)
+        residual_STD = residual_TD[None]
+    if not can_launch(x_TD, residual_STD, weight):
         return add_rms_norm_reference(x_TD, residual_TD, weight, eps)
     num_tokens, width = x_TD.shape
     normed_TD, sum_TD = x_TD.new_empty(x_TD.shape), x_TD.new_empty(x_TD.shape)
     if num_tokens:
-        block, num_warps = _row_tile(width)
+        block, num_warps = _row_tile(num_tokens, width, x_TD.device)
         _add_rms_norm_kernel[(num_tokens,)](
             x_TD,
-            residual_TD,
+            residual_STD,
             weight,
             normed_TD,
             sum_TD,
             x_TD.stride(0),
-            residual_TD.stride(0),
+            residual_STD.stride(0),
+            residual_STD.stride(1),
             width,
             eps,
+            SHARES=len(residual_STD),
             BLOCK_D=block,
             num_warps=num_warps,
             **overlap_options(x_TD.device),
@@ -116,10 +125,15 @@ def _check_rows(name: str, x: Tensor, weight: Tensor) -> None:
         )
 
 
-def _row_tile(width: int) -> tuple[int, int]:
-    """Elements and warps of a program that owns a whole row: at most 32 elements a thread."""
+def _row_tile(num_rows: int, width: int, device: torch.device) -> tuple[int, int]:
+    """Elements and warps of a program that owns a whole row.
+
+    A row that has its multiprocessor to itself takes 8 elements a thread, one load each; where
+    rows come to several a multiprocessor, 32.
+    """
     block = triton.next_power_of_2(width)
-    return block, min(16, max(1, block // 1024))
+    alone = num_rows <= num_multiprocessors(device)
+    return block, min(16, max(1, block // (256 if alone else 1024)))
 
 
 def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -130,10 +144,10 @@ def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def add_rms_norm_reference(
-    x_TD: Tensor, residual_TD: Tensor, weight: Tensor, eps: float
+    x_TD: Tensor, residual_TD: Summand, weight: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
     """The definition."""
-    sum_TD = x_TD + residual_TD
+    sum_TD = x_TD + (residual_TD.total() if isinstance(residual_TD, PartialSums) else residual_TD)
     return rms_norm_reference(sum_TD, weight, eps), sum_TD
 
 
@@ -151,9 +165,11 @@ def _rms_norm_kernel(
     let_next_begin(OVERLAP)
     r = tl.program_id(0).to(tl.int64)  # one program per row
     column = tl.arange(0, BLOCK_D)
+    inside = column < width
+    weight = tl.load(weight_ptr + column, mask=inside, other=0.0)
     wait_for_previous(OVERLAP)
-    x = tl.load(x_ptr + r * x_stride_r + column, mask=column < width, other=0.0)
-    _store_normed(x, weight_ptr, out_ptr + r * width, column, width, eps)
+    x = tl.load(x_ptr + r * x_stride_r + column, mask=inside, other=0.0)
+    tl.store(out_ptr + r * width + column, _normed(x, weight, width, eps), mask=inside)
 
 
 @triton.jit
@@ -164,9 +180,11 @@ def _add_rms_norm_kernel(
     normed_ptr,
     sum_ptr,
     x_stride_t,
+    residual_stride_s,
     residual_stride_t,
     width,
     eps,
+    SHARES: tl.constexpr,
     BLOCK_D: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
@@ -174,18 +192,22 @@ def _add_rms_norm_kernel(
     t = tl.program_id(0).to(tl.int64)  # one program per token
     column = tl.arange(0, BLOCK_D)
     inside = column < width
+    weight = tl.load(weight_ptr + column, mask=inside, other=0.0)
     wait_for_previous(OVERLAP)
     x = tl.load(x_ptr + t * x_stride_t + column, mask=inside, other=0.0)
-    residual = tl.load(residual_ptr + t * residual_stride_t + column, mask=inside, other=0.0)
-    total = (x.to(tl.float32) + residual.to(tl.float32)).to(x.dtype)
+    residual_ptrs = residual_ptr + t * residual_stride_t + column
+    residual = tl.zeros((BLOCK_D,), tl.float32)
+    for share in tl.static_range(SHARES):
+        part = tl.load(residual_ptrs + share * residual_stride_s, mask=inside, other=0.0)
+        residual += part.to(tl.float32)
+    total = (x.to(tl.float32) + residual.to(x.dtype).to(tl.float32)).to(x.dtype)
     tl.store(sum_ptr + t * width + column, total, mask=inside)
-    _store_normed(total, weight_ptr, normed_ptr + t * width, column, width, eps)
+    tl.store(normed_ptr + t * width + column, _normed(total, weight, width, eps), mask=inside)
 
 
 @triton.jit
-def _store_normed(x, weight_ptr, out_row_ptr, column, width, eps):
-    """Write one row's norm; ``x`` is 0 past the row's end."""
+def _normed(x, weight, width, eps):
+    """One row's norm; ``x`` is 0 past the row's end."""
     wide = x.to(tl.float32)
     inverse_rms = tl.rsqrt(tl.sum(wide * wide, axis=0) / width + eps)
-    weight = tl.load(weight_ptr + column, mask=column < width, other=0.0).to(tl.float32)
-    tl.store(out_row_ptr + column, (wide * inverse_rms * weight).to(x.dtype), mask=column < width)
+    return (wide * inverse_rms * weight.to(tl.float32)).to(x.dtype)

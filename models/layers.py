@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from focus_ray.kernels.linear import linear, linear_swiglu
+from focus_ray.kernels.linear import linear, linear_swiglu, partial_linear
+from focus_ray.kernels.partial_sums import Summand
 from focus_ray.kernels.rms_norm import add_rms_norm, rms_norm
 from focus_ray.kernels.rotary import rotary_table
 
@@ -25,6 +26,17 @@ class Linear(nn.Module):
 
     def forward(self, x_TD: Tensor) -> Tensor:
         return linear(x_TD, self.weight)
+
+
+class SummandLinear(nn.Module):
+    """``Linear`` for what only a norm reads, which adds up the shares that may have been left."""
+
+    def __init__(self, in_size: int, out_size: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_size, in_size, dtype=dtype), requires_grad=False)
+
+    def forward(self, x_TD: Tensor) -> Summand:
+        return partial_linear(x_TD, self.weight)
 
 
 class FusedLinear(nn.Module):
@@ -84,7 +96,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(size, dtype=dtype), requires_grad=False)
         self.eps = eps
 
-    def forward(self, x_TD: Tensor, added_TD: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x_TD: Tensor, added_TD: Summand | None = None) -> tuple[Tensor, Tensor]:
         """Add what is to be added to the stream first; the norm, and the stream."""
         if added_TD is None:
             return rms_norm(x_TD, self.weight, self.eps), x_TD
@@ -98,11 +110,11 @@ class SwiGLU(nn.Module):
         super().__init__()
         sizes = {"gate_proj": intermediate_size, "up_proj": intermediate_size}
         self.gate_up_proj = FusedLinear(hidden_size, sizes, dtype)
-        self.down_proj = Linear(intermediate_size, hidden_size, dtype)
+        self.down_proj = SummandLinear(intermediate_size, hidden_size, dtype)
 
-    def forward(self, x_TD: Tensor) -> Tensor:
-        gated: Tensor = self.down_proj(linear_swiglu(x_TD, self.gate_up_proj.weight))
-        return gated
+    def forward(self, x_TD: Tensor) -> Summand:
+        down_TD: Summand = self.down_proj(linear_swiglu(x_TD, self.gate_up_proj.weight))
+        return down_TD
 
 
 class Rotary(nn.Module):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from focus_ray.kernels.linear import linear
 from focus_ray.kernels.norm_rotary_fill import norm_rotary_fill
 from focus_ray.kernels.paged_attention import paged_attention
+from focus_ray.kernels.partial_sums import Summand
 from focus_ray.models.base import BlockDiffusionModel, ModelConfig, OnLayer, ignore_layer
 from focus_ray.models.eviction import Eviction
 from focus_ray.models.kv_cache import KVCache, LayerKV
@@ -25,6 +26,7 @@ from focus_ray.models.layers import (
     Linear,
     RMSNorm,
     Rotary,
+    SummandLinear,
     SwiGLU,
     stored_weights,
 )
@@ -100,7 +102,7 @@ class SdarAttention(nn.Module):
         kv_size = config.num_key_value_heads * config.head_dim
         sizes = {"q_proj": query_size, "k_proj": kv_size, "v_proj": kv_size}
         self.qkv_proj = FusedLinear(config.hidden_size, sizes, dtype)
-        self.o_proj = Linear(query_size, config.hidden_size, dtype)
+        self.o_proj = SummandLinear(query_size, config.hidden_size, dtype)
         self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps, dtype)
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps, dtype)
 
@@ -126,7 +128,7 @@ class SdarAttention(nn.Module):
             keep_keys=keep_keys,
         )
 
-    def attend(self, q_THd: Tensor, step: StepTensors, layer_kv: LayerKV) -> Tensor:
+    def attend(self, q_THd: Tensor, step: StepTensors, layer_kv: LayerKV) -> Summand:
         """What the queries read from the pages, projected to ``[T, D]``."""
         out_THd = paged_attention(
             q_THd,
@@ -141,7 +143,7 @@ class SdarAttention(nn.Module):
             busy_rows=step.busy_rows,
             scale=self.head_dim**-0.5,
         )
-        projected_TD: Tensor = self.o_proj(out_THd.flatten(1))
+        projected_TD: Summand = self.o_proj(out_THd.flatten(1))
         return projected_TD
 
 
@@ -161,7 +163,7 @@ class SdarLayer(nn.Module):
     def begin(
         self,
         x_TD: Tensor,
-        added_TD: Tensor | None,
+        added_TD: Summand | None,
         rotary_P2r2: Tensor,
         step: StepTensors,
         layer_kv: LayerKV,
@@ -180,7 +182,7 @@ class SdarLayer(nn.Module):
 
     def finish(
         self, x_TD: Tensor, q_THd: Tensor, step: StepTensors, layer_kv: LayerKV
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Summand]:
         """From the queries on, for all tokens or for those that are retained.
 
         Returns:
@@ -301,8 +303,10 @@ class SdarForCausalLM(BlockDiffusionModel):
         return self.model.finish(x_RD, q_RHd, step, cache, on_layer)
 
     def compute_logits(self, hidden_RD: Tensor) -> Tensor:
-        head = self.model.embed_tokens if self.lm_head is None else self.lm_head
-        return linear(hidden_RD, head.weight)
+        if self.lm_head is None:
+            return linear(hidden_RD, self.model.embed_tokens.weight)
+        logits_RV: Tensor = self.lm_head(hidden_RD)
+        return logits_RV
 
     def weight_map(self) -> dict[str, Tensor]:
         return stored_weights(self)

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from focus_ray.kernels.linear import linear, linear_swiglu
+from focus_ray.kernels.linear import linear, linear_swiglu, partial_linear
+from focus_ray.kernels.partial_sums import PartialSums
 
 # Of sums near 1, in shares of the sum's size: float32 adds up thousands of products in any order;
 # 16-bit results round once, the gated ones three times.
@@ -59,6 +60,18 @@ def test_gated_equals_the_formula_in_float64(
     expected = gate / (1 + (-gate).exp()) * up
     tolerance = 4 * TOLERANCE[dtype]
     torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize(("num_tokens", "out_size", "inner"), SIZES)
+def test_what_is_left_to_add_up_is_the_same_product(
+    num_tokens: int, out_size: int, inner: int, dtype: torch.dtype, device: torch.device
+) -> None:
+    x_TD, weight_OD = draw(num_tokens, out_size, inner, dtype, device)
+    found = partial_linear(x_TD, weight_OD)
+    assert (found.shape, found.dtype) == ((num_tokens, out_size), dtype)
+    total = found.total() if isinstance(found, PartialSums) else found
+    assert torch.equal(total, linear(x_TD, weight_OD))
 
 
 @pytest.mark.parametrize("multiply", [linear, linear_swiglu])

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from focus_ray.kernels.partial_sums import PartialSums
 from focus_ray.kernels.rms_norm import add_rms_norm, rms_norm
 
 # One rounding of the result: half a unit in the last place, at values up to about 8.
@@ -67,6 +68,32 @@ def test_the_norm_of_a_sum_is_that_of_the_rounded_sum(
     )
     assert torch.equal(x_TD, before[0])
     assert torch.equal(residual_TD, before[1])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize(
+    ("num_shares", "num_tokens", "width"),
+    [
+        pytest.param(4, 3, 4096, id="SDAR-8B"),
+        pytest.param(2, 5, 41, id="an odd width"),
+        pytest.param(1, 1, 1, id="one value"),
+        pytest.param(2, 0, 8, id="no tokens"),
+    ],
+)
+def test_partial_sums_are_added_as_their_rounded_total(
+    num_shares: int, num_tokens: int, width: int, dtype: torch.dtype, device: torch.device
+) -> None:
+    x_TD = random(num_tokens, width).to(device, dtype)
+    sums_STD = random(num_shares, num_tokens, width, seed=1).to(device) / num_shares
+    weight = (1 + random(width, seed=2) / 4).to(device, dtype)
+    left = PartialSums(sums_STD, dtype)
+    exact = sums_STD.double().sum(dim=0)
+    torch.testing.assert_close(left.total().double(), exact, rtol=0, atol=TOLERANCE[dtype])
+    found = add_rms_norm(x_TD, left, weight, EPS)
+    for found_TD, expected_TD in zip(
+        found, add_rms_norm(x_TD, left.total(), weight, EPS), strict=True
+    ):
+        assert torch.equal(found_TD, expected_TD)
 
 
 def test_rows_may_lie_apart(device: torch.device) -> None:
