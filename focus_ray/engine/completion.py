@@ -34,7 +34,7 @@ class Completion:
         params = sequence.params
         self._detokenizer = new_detokenizer(tokenizer, params)
         self._stops = StopStrings(params.stop, params.include_stop_str_in_output)
-        self._num_tokens = 0
+        self._num_tokens, self._max_tokens = 0, params.max_tokens
         rule = params.repetition_detection
         self._repetition = None if rule is None else RepetitionWatch(rule)
         # whether only ids can end the text, so that tokens need not be looked at one by one
@@ -42,21 +42,22 @@ class Completion:
 
     def take(self, new: NewTokens) -> TokenDelta:
         """The delta for tokens that became final; carries a finish reason if they end it."""
-        sequence, token_ids = self.sequence, new.token_ids
+        sequence, token_ids, logprobs = new
         if self._ends_by_ids and sequence.stop_token_ids.isdisjoint(token_ids):
             # what nearly every delta is: hundreds of them in a step, so it takes no detours
             self._num_tokens += len(token_ids)
-            text, num_taken, end = self._detokenizer.append(token_ids), len(token_ids), None
+            text, end = self._detokenizer.append(token_ids), None
         else:
             text, num_taken, end = self._take_runs(token_ids)
-        if end is None and self._num_tokens == sequence.params.max_tokens:
+            token_ids = token_ids[:num_taken]
+            logprobs = logprobs and logprobs[:num_taken]
+        if end is None and self._num_tokens == self._max_tokens:
             end = _End("length")
         if end is not None:
             text += self._flush()
-        logprobs = None if new.logprobs is None else new.logprobs[:num_taken]
-        return self._delta(text, token_ids[:num_taken], logprobs, end)
+        return self._delta(text, token_ids, logprobs, end)
 
-    def _take_runs(self, token_ids: list[int]) -> tuple[str, int, _End | None]:
+    def _take_runs(self, token_ids: tuple[int, ...]) -> tuple[str, int, _End | None]:
         """The text, how many tokens it took, and the end if it came to one."""
         text, num_taken = "", 0
         end: _End | None = None
@@ -71,18 +72,18 @@ class Completion:
 
     def abort(self) -> TokenDelta:
         """The last delta of a completion that was cut off."""
-        return self._delta(self._flush(), [], None, _End("abort"))
+        return self._delta(self._flush(), (), None, _End("abort"))
 
-    def _runs(self, token_ids: list[int]) -> list[list[int]]:
+    def _runs(self, token_ids: tuple[int, ...]) -> list[tuple[int, ...]]:
         """One run, or token by token where the exact token that ends the text must be known."""
         if not self._ends_by_ids:
-            return [[token_id] for token_id in token_ids]
+            return [(token_id,) for token_id in token_ids]
         for i, token_id in enumerate(token_ids):
             if token_id in self.sequence.stop_token_ids:
                 return [token_ids[: i + 1]]
         return [token_ids]
 
-    def _take_run(self, run: list[int]) -> tuple[str, _End | None]:
+    def _take_run(self, run: tuple[int, ...]) -> tuple[str, _End | None]:
         params = self.sequence.params
         if run[-1] in self.sequence.stop_token_ids:
             shown = run if params.include_stop_str_in_output else run[:-1]
@@ -94,7 +95,7 @@ class Completion:
             return text, _End("stop", REPETITION)
         return text, None
 
-    def _show(self, token_ids: list[int]) -> str:
+    def _show(self, token_ids: tuple[int, ...]) -> str:
         text = self._detokenizer.append(token_ids)
         if self._num_tokens <= self.sequence.params.min_tokens:
             return text
@@ -106,12 +107,12 @@ class Completion:
     def _delta(
         self,
         text: str,
-        token_ids: list[int],
+        token_ids: tuple[int, ...],
         logprobs: list[TokenLogprob] | None,
         end: _End | None,
     ) -> TokenDelta:
         sequence = self.sequence
-        delta = TokenDelta(sequence.request_id, sequence.index, text, tuple(token_ids))
+        delta = TokenDelta(sequence.request_id, sequence.index, text, token_ids)
         if logprobs is not None:
             delta = delta._replace(logprobs=tuple(logprobs))
         if end is not None:

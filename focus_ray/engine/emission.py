@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ class NewTokens(NamedTuple):
     """Tokens of one sequence that became final and contiguous in a step."""
 
     sequence: Sequence
-    token_ids: list[int]
+    token_ids: tuple[int, ...]
     logprobs: list[TokenLogprob] | None
 
 
@@ -36,23 +37,21 @@ def emit(slots: Slots, after: BlocksAfter) -> list[NewTokens]:
     chosen_NB = (position_B >= first_N1) & (position_B < end_N1)
     slots.emitted_end_M[slots_N] = end_M[slots_N]
 
-    # one list of all tokens, cut up below: an array per sequence would cost several times as much
-    token_ids = after.token_ids_MB[slots_N][chosen_NB].tolist()
-    cuts = np.cumsum(chosen_NB.sum(1)).tolist()
-    wants_logprobs = (slots.wants_M4[slots_N, WANTS_TOP] > 0).tolist()
-    emitted, start = [], 0
-    for row, (slot, cut) in enumerate(zip(slots_N.tolist(), cuts, strict=True)):
-        sequence, new_ids, logprobs = slots.sequence(slot), token_ids[start:cut], None
-        if wants_logprobs[row]:
-            first = sequence.prompt_len + sequence.num_emitted
-            values = after.logprobs_MB[slot, chosen_NB[row]].tolist()
-            logprobs = [
-                TokenLogprob(token_id, value, sequence.top_logprobs.pop(position, ()))
-                for position, (token_id, value) in enumerate(
-                    zip(new_ids, values, strict=True), first
-                )
+    # one tuple of all tokens, cut up below: an array per sequence would cost several times as much
+    token_ids = tuple(after.token_ids_MB[slots_N][chosen_NB].tolist())
+    cuts = [0, *chosen_NB.sum(1).cumsum().tolist()]
+    emitted = [
+        NewTokens(slots.sequence(slot), token_ids[start:end], None)
+        for slot, (start, end) in zip(slots_N.tolist(), pairwise(cuts), strict=True)
+    ]
+    for row in np.flatnonzero(slots.wants_M4[slots_N, WANTS_TOP]).tolist():
+        slot, new = slots_N[row], emitted[row]
+        values = after.logprobs_MB[slot, chosen_NB[row]].tolist()
+        positions = count(int(slots.block_start_M[slot] + first_N1[row, 0]))
+        emitted[row] = new._replace(
+            logprobs=[
+                TokenLogprob(token_id, value, new.sequence.top_logprobs.pop(position, ()))
+                for token_id, value, position in zip(new.token_ids, values, positions, strict=False)
             ]
-        sequence.num_emitted += len(new_ids)
-        emitted.append(NewTokens(sequence, new_ids, logprobs))
-        start = cut
+        )
     return emitted

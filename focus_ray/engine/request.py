@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from enum import Enum, auto
 
 import numpy as np
@@ -38,6 +38,7 @@ class Sequence:
         stop_token_ids: ids that end it; empty under ``ignore_eos`` without own stop ids.
         num_committed: tokens of the blocks that are closed: wholly decoded, and behind the current
             block. The KV of some of the last one's may not be final yet.
+        num_emitted: tokens that had left when it last gave up a slot.
         num_computed: tokens whose KV is final for whoever reads it in a later step, or, while it is
             prefilled, later in the same step.
     """
@@ -162,7 +163,7 @@ class Sequence:
         now = time.monotonic()
         return RequestStats(
             prompt_tokens=self.prompt_len,
-            **asdict(self.counts),
+            **vars(self.counts),
             committed_blocks=self.committed_blocks,
             prefill_tokens=self.prefill_tokens,
             cached_prefix_tokens=self.cached_prefix_tokens,

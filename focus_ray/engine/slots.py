@@ -164,6 +164,7 @@ class Slots:
     def vacate(self, slot: int) -> BlockSnapshot:
         """Move the counts into the sequence and free its slot; the block as it was left."""
         sequence = self.sequence(slot)
+        sequence.num_emitted = int(self.emitted_end_M[slot]) - sequence.prompt_len
         sequence.add_counts(DecodingCounts.from_array(self.counts_MC[slot]))
         block = self._snapshot(slot)
         self._sequences[slot] = None
