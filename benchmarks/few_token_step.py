@@ -4,8 +4,8 @@
 
 Needs a Hopper GPU of 80 GB. The layers and the head of SDAR-8B with random weights, one sequence in
 mid-text, recorded as one CUDA graph: once with cuBLAS and a kernel per operation, then with what
-joins operations, then with the kernels for few tokens, and these beginning while their predecessors
-run. Every way is compared with the first.
+joins operations, then with the kernels for few tokens, then these beginning while predecessors run,
+and norms adding up what such kernels share. Every way is compared with the first.
 
 T tokens, D hidden size, O output size, W width of queries, keys and values together.
 """
@@ -17,6 +17,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -35,11 +36,12 @@ from focus_ray.benchmarks.linear_tuning import (
 from focus_ray.kernels import overlap
 from focus_ray.kernels.confidence import confidence
 from focus_ray.kernels.fill_kv import fill_kv
-from focus_ray.kernels.linear import linear, linear_swiglu
-from focus_ray.kernels.linear_kernels import LinearTile, launch_linear
+from focus_ray.kernels.linear import linear, linear_swiglu, partial_linear
+from focus_ray.kernels.linear_kernels import LinearTile, launch_linear, launch_partial_linear
 from focus_ray.kernels.norm_rotary import norm_rotary
 from focus_ray.kernels.norm_rotary_fill import norm_rotary_fill
 from focus_ray.kernels.paged_attention import paged_attention
+from focus_ray.kernels.partial_sums import Summand
 from focus_ray.kernels.rms_norm import add_rms_norm
 from focus_ray.kernels.rotary import rotary_table
 from focus_ray.kernels.swiglu import swiglu
@@ -50,6 +52,14 @@ MASK_TOKEN = 151669
 
 Weights = dict[str, Tensor]
 Multiply = Callable[[str, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Products:
+    """How a step multiplies, by the products' names: those that norms add, and all others."""
+
+    plain: Multiply
+    added: Callable[[str, Tensor, Tensor], Summand]
 
 
 class Skeleton:
@@ -82,14 +92,14 @@ class Skeleton:
             "offsets_S1": torch.tensor([0, num_tokens], dtype=torch.int32, device="cuda"),
         }
 
-    def step(self, given: dict[str, Tensor], multiply: Multiply, *, fused: bool) -> Tensor:
+    def step(self, given: dict[str, Tensor], products: Products, *, fused: bool) -> Tensor:
         """The logits, choices made; ``fused``: with the operations that join several."""
         x_TD, place_T = given["x_TD"], given["place_T"]
-        added_TD = given["zeros_TD"]
+        added_TD: Summand = given["zeros_TD"]
         for index, layer in enumerate(self.layers):
             keys, values = self.pages[0, index], self.pages[1, index]
             normed_TD, x_TD = add_rms_norm(x_TD, added_TD, layer["norm 0"], EPS)
-            qkv_TW = multiply("qkv", normed_TD, layer["qkv"])
+            qkv_TW = products.plain("qkv", normed_TD, layer["qkv"])
             rotary = (layer["q norm"], layer["k norm"], EPS, self.table_P2r2, place_T)
             if fused:
                 q_THd, _ = norm_rotary_fill(qkv_TW, *rotary, place_T, keys, values, keep_keys=False)
@@ -99,12 +109,12 @@ class Skeleton:
                 q_THd, k_TKd = norm_rotary(q_THd, k_TKd, *rotary)
                 fill_kv(k_TKd, v_TKd, place_T, keys, values)
             out_TD = attend(q_THd, keys, values, given)
-            added_TD = multiply("o", out_TD, layer["o"])
+            added_TD = products.added("o", out_TD, layer["o"])
             normed_TD, x_TD = add_rms_norm(x_TD, added_TD, layer["norm 1"], EPS)
-            gated_TI = multiply("gate_up", normed_TD, layer["gate_up"])
-            added_TD = multiply("down", gated_TI, layer["down"])
+            gated_TI = products.plain("gate_up", normed_TD, layer["gate_up"])
+            added_TD = products.added("down", gated_TI, layer["down"])
         normed_TD, _ = add_rms_norm(x_TD, added_TD, self.layers[0]["norm 0"], EPS)
-        logits_TV = multiply("head", normed_TD, self.head)
+        logits_TV = products.plain("head", normed_TD, self.head)
         confidence(logits_TV, MASK_TOKEN)
         return logits_TV
 
@@ -141,9 +151,20 @@ def shipped(name: str, x_TD: Tensor, weight_OD: Tensor) -> Tensor:
     return (linear_swiglu if name == "gate_up" else linear)(x_TD, weight_OD)
 
 
+def shipped_added(name: str, x_TD: Tensor, weight_OD: Tensor) -> Summand:
+    return partial_linear(x_TD, weight_OD)
+
+
 def streamed(tiles: dict[str, LinearTile], name: str, x_TD: Tensor, weight_OD: Tensor) -> Tensor:
     """Each product by the kernel with a given cut."""
     return launch_linear(x_TD, weight_OD, tiles[name], gated=name == "gate_up")
+
+
+def streamed_added(
+    tiles: dict[str, LinearTile], name: str, x_TD: Tensor, weight_OD: Tensor
+) -> Summand:
+    several = tiles[name].num_splits > 1
+    return (launch_partial_linear if several else launch_linear)(x_TD, weight_OD, tiles[name])
 
 
 @contextmanager
@@ -194,9 +215,9 @@ def compare(
     given = skeleton.inputs(num_tokens)
     first: list[Tensor] = []
 
-    def show(way: str, multiply: Multiply, *, fused: bool = True) -> None:
+    def show(way: str, products: Products, *, fused: bool = True) -> None:
         def run() -> Tensor:
-            return skeleton.step(given, multiply, fused=fused)
+            return skeleton.step(given, products, fused=fused)
 
         logits_TV = run().float()
         first.append(logits_TV)
@@ -207,15 +228,20 @@ def compare(
             f"logits {difference:.1e} apart"
         )
 
+    theirs, ours = Products(cublas, cublas), Products(shipped, shipped_added)
     print(f"T {num_tokens}")
     with one_after_the_other():
-        show("cuBLAS", cublas, fused=False)
-        show("cuBLAS, norm_rotary_fill", cublas)
-        show("as shipped, one after the other", shipped)
-    show("cuBLAS, the rest overlapping", cublas)
-    show("as shipped", shipped)
+        show("cuBLAS", theirs, fused=False)
+        show("cuBLAS, norm_rotary_fill", theirs)
+        show("as shipped, one after the other", ours)
+    show("cuBLAS, the rest overlapping", theirs)
+    show("as shipped, products add up themselves", Products(shipped, shipped))
+    show("as shipped", ours)
     if tiles:
-        show("fastest cuts alone", partial(streamed, tiles))
+        show(
+            "fastest cuts alone",
+            Products(partial(streamed, tiles), partial(streamed_added, tiles)),
+        )
 
 
 if __name__ == "__main__":

@@ -61,51 +61,53 @@ HEAD = Product("head", 151936, 4096)
 PRODUCTS = (*LAYER, HEAD)
 TOKENS = (1, 8, 16, 32, 64, 128)
 
-# block_o, block_d, num_warps, num_stages, by the tokens of a tile.
-CUTS: dict[int, tuple[tuple[int, int, int, int], ...]] = {
+# block_o, block_d, num_warps, num_stages, num_held, by the tokens of a tile.
+CUTS: dict[int, tuple[tuple[int, int, int, int, int], ...]] = {
     16: (
-        (64, 128, 4, 3),
-        (64, 128, 4, 4),
-        (64, 256, 4, 3),
-        (128, 128, 4, 3),
-        (128, 64, 4, 4),
-        (32, 256, 4, 4),
-        (16, 256, 4, 5),
-        (64, 64, 4, 7),
+        (64, 128, 4, 3, 0),
+        (64, 128, 4, 3, 2),
+        (64, 128, 4, 4, 0),
+        (64, 128, 4, 4, 2),
+        (64, 128, 4, 6, 2),
+        (64, 256, 4, 3, 0),
+        (128, 128, 4, 3, 0),
+        (32, 256, 4, 3, 1),
+        (16, 256, 4, 5, 0),
     ),
     32: (
-        (64, 128, 4, 3),
-        (64, 128, 4, 4),
-        (64, 256, 4, 3),
-        (128, 128, 4, 3),
-        (128, 64, 4, 4),
-        (32, 256, 4, 3),
-        (64, 64, 4, 6),
+        (64, 128, 4, 3, 0),
+        (64, 128, 4, 3, 2),
+        (64, 128, 4, 5, 2),
+        (64, 128, 4, 6, 2),
+        (128, 128, 4, 3, 0),
+        (32, 256, 4, 3, 1),
     ),
     64: (
-        (64, 128, 4, 3),
-        (64, 64, 4, 5),
-        (128, 64, 4, 4),
-        (128, 128, 8, 3),
-        (128, 128, 4, 4),
+        (64, 128, 4, 3, 0),
+        (64, 128, 4, 3, 1),
+        (64, 128, 4, 4, 1),
+        (64, 64, 4, 5, 0),
+        (128, 128, 8, 3, 0),
+        (128, 128, 4, 4, 0),
     ),
-    128: ((128, 64, 8, 4), (128, 128, 8, 3), (64, 128, 4, 4)),
+    128: ((128, 64, 8, 4, 0), (128, 128, 8, 3, 0), (64, 128, 4, 4, 0)),
 }
-PROGRAMS_WANTED = (130, 250, 380)
+PROGRAMS_WANTED = (90, 128, 192, 250, 380)
 
 
 def candidates(product: Product, block_t: int) -> list[LinearTile]:
-    """Every cut with the splits that give about one, two and three programs a multiprocessor."""
+    """Every cut with the splits that give from less than one to three programs a multiprocessor."""
     found: list[LinearTile] = []
-    for block_o, block_d, num_warps, num_stages in CUTS[block_t]:
+    for block_o, block_d, num_warps, num_stages, num_held in CUTS[block_t]:
         num_tiles, num_passes = -(-product.out_size // block_o), product.inner // block_d
-        shares = [n for n in range(1, 25) if num_passes % n == 0]
+        shares = [n for n in range(1, 25) if num_passes % n == 0 and num_passes // n > num_held]
         splits = {
             next((n for n in shares if n * num_tiles >= wanted), shares[-1])
             for wanted in PROGRAMS_WANTED
         }
-        tiles = (LinearTile(block_o, block_d, n, num_warps, num_stages) for n in sorted(splits))
-        found += tiles
+        found += (
+            LinearTile(block_o, block_d, n, num_warps, num_stages, num_held) for n in sorted(splits)
+        )
     return found
 
 
@@ -222,7 +224,10 @@ def describe(one: Measured) -> str:
     if one.tile is None:
         return one.way
     tile = one.tile
-    return f"{tile.block_o}x{tile.block_d}/{tile.num_splits} w{tile.num_warps} s{tile.num_stages}"
+    return (
+        f"{tile.block_o}x{tile.block_d}/{tile.num_splits} "
+        f"w{tile.num_warps} s{tile.num_stages} h{tile.num_held}"
+    )
 
 
 def precompile(
@@ -279,7 +284,7 @@ def print_product(found: list[Measured]) -> None:
     theirs = next(one for one in found if one.tile is None)
     ours = [one for one in found if one.tile is not None]
     text = "  ".join(
-        f"{one.seconds * 1e6:6.1f} ({one.bytes_per_s / 1e9:4.0f}) {describe(one):18s}"
+        f"{one.seconds * 1e6:6.1f} ({one.bytes_per_s / 1e9:4.0f}) {describe(one):21s}"
         for one in ours[:4]
     )
     print(
