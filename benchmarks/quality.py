@@ -48,9 +48,9 @@ DEFAULT_SETTINGS = (
     "block,threshold=0.9",
     "block,threshold=0.8",
     "delayed,threshold=0.8",
-    "focus,threshold=0.8,alpha=1000",
+    "focus,threshold=0.8,alpha=1000,adaptive=off",
     *(
-        f"focus,threshold=0.8,alpha={alpha},policy={policy},recall_every=16"
+        f"focus,threshold=0.8,alpha={alpha},policy={policy},adaptive=off,recall_every=16"
         for policy in ("delta", "leftmost")
         for alpha in (1.2, 1.5, 1.8)
     ),

@@ -89,6 +89,8 @@ def trace(
         if raw and sampling.max_tokens is None:
             sampling = sampling.model_copy(update={"max_tokens": RAW_MAX_TOKENS})
         config = located(engine, model)
+        if config.focus_adaptive is None:  # who looks at eviction wants to see it
+            config = config.model_copy(update={"focus_adaptive": False})
         with notes.status(f"running {config.model}"):
             found = record(config, sampling, text, system=system, raw=raw)
         lines = "".join(line + "\n" for line in found.lines())
