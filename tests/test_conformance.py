@@ -10,6 +10,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 from focus_backend import Backend, definitions, kernels
 from focus_golden import check_focus_directory
 from model_golden import check_model_directory
@@ -43,8 +44,8 @@ def keep_cases(directory: Path, count: int) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("family", ["sdar"])
-def test_golden_checkpoint_is_reproduced(family: str) -> None:
-    report = check_model_directory(TESTS / "golden" / "models" / family)
+def test_golden_checkpoint_is_reproduced(family: str, device: torch.device) -> None:
+    report = check_model_directory(TESTS / "golden" / "models" / family, device.type)
     assert [item for item in report.differences if not item.fragile] == []
     assert report.checked["generations"] == 38
     assert report.worst_relative_error < 1e-4

@@ -206,6 +206,8 @@ def generate(
             block_length=block_length,
             page_size=page_size,
             num_pages=sum(len(case["final_canvas"]) // page_size + 2 for case in cases),
+            max_num_seqs=len(cases),
+            max_num_batched_tokens=512,  # few sizes to record on a GPU
             decoding="block",
             record_trace=True,
         )
