@@ -6,21 +6,23 @@ M slots (``max_num_seqs``), B block length, W words per slot, F prefill rows, P 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from focus_ray.engine.plan import PageUpdate, PrefillChunk, SlotStart, StepPlan
+from focus_ray.engine.plan import PrefillChunk, SlotStart, StepPlan
 from focus_ray.kernels.slot_words import STRATEGIES, SlotLayout, SlotWords
+from focus_ray.sampling import SamplingParams
 
 
 class BlockState:
     """Words of all slots, their page tables, and the rows that the next step prefills.
 
-    The host changes it between two steps, with one copy per kind of change; what a step decides
-    changes it on the device. Copies are queued behind the steps that were launched before.
+    The host changes it between two steps, with a few copies for all changes together; what a step
+    decides changes it on the device. Copies are queued behind the steps that were launched before.
     """
 
     def __init__(
@@ -58,24 +60,24 @@ class BlockState:
 
     def take(self, plan: StepPlan) -> None:
         """Make the changes that a step begins with."""
+        updates, width = plan.page_updates, self.page_table_MP.shape[1]
+        lists = (
+            plan.stops,
+            [start.slot for start in plan.starts],
+            [u.slot * width + u.first + i for u in updates for i in range(len(u.pages))],
+            [page for update in updates for page in update.pages],
+        )
+        if any(lists):
+            numbers = self._to_device(np.array([*chain(*lists)], np.int64))
+            stops_N, starts_N, where_N, pages_N = numbers.split([len(part) for part in lists])
         if plan.stops:
-            slots_N = self._to_device(np.array(plan.stops, np.int64))
-            self.words.scalar("active")[slots_N] = 0
+            self.words.scalar("active").index_fill_(0, stops_N, 0)
         if plan.starts:
-            slots_N = self._to_device(np.array([start.slot for start in plan.starts], np.int64))
             words_NW = self._to_device(pack_starts(self.layout, plan.starts, self.mask_token_id))
-            self.words.words_MW.index_copy_(0, slots_N, words_NW)
-        self._update_pages(plan.page_updates)
+            self.words.words_MW.index_copy_(0, starts_N, words_NW)
+        if updates:
+            self.page_table_MP.view(-1).index_copy_(0, where_N, pages_N.int())
         self._take_prefill(plan.prefill)
-
-    def _update_pages(self, updates: Sequence[PageUpdate]) -> None:
-        if not updates:
-            return
-        width = self.page_table_MP.shape[1]
-        where = [u.slot * width + u.first + i for u in updates for i in range(len(u.pages))]
-        pages = [page for update in updates for page in update.pages]
-        changed_2N = self._to_device(np.array([where, pages], np.int64))
-        self.page_table_MP.view(-1).index_copy_(0, changed_2N[0], changed_2N[1].int())
 
     def _take_prefill(self, chunks: Sequence[PrefillChunk]) -> None:
         host, num_rows = self._host_prefill.numpy(), len(self.prefill_slot_F)
@@ -104,52 +106,51 @@ class BlockState:
 def pack_starts(
     layout: SlotLayout, starts: Sequence[SlotStart], mask_token_id: int
 ) -> NDArray[np.int32]:
-    """``[N, W]``: the words of sequences that begin to decode.
+    """``[N, W]``: the words of sequences that begin to decode, a column at a time.
 
     The KV of a block in progress is not in the pages, whatever was decoded of it, so it begins
     like a new one.
     """
     words_NW = np.zeros((len(starts), layout.num_words), np.int32)
     floats_NW = words_NW.view(np.float32)
+    blocks, params = [start.block for start in starts], [start.params for start in starts]
+    seed_N2 = np.array([[start.seed] for start in starts], np.int64).view(np.int32)  # low, high
+    integers = {
+        "active": 1,
+        "block_start": [start.block_start for start in starts],
+        "denoising_step": [block.denoising_step for block in blocks],
+        "warm_up": 1,
+        "progress": -1,
+        "prompt_len": [start.prompt_len for start in starts],
+        "limit": [start.prompt_len + (start.params.max_tokens or 0) for start in starts],
+        "strategy": [STRATEGIES.index(_unmasking(each)) for each in params],
+        "num_steps": [each.denoising_steps for each in params],
+        "top_k": [max(each.top_k or 0, 0) for each in params],
+        "seed_low": seed_N2[:, 0],
+        "seed_high": seed_N2[:, 1],
+        "suppress_before": [start.prompt_len + start.params.min_tokens for start in starts],
+    }
+    floats = {
+        "threshold": [each.confidence_threshold for each in params],
+        "temperature": [each.temperature for each in params],
+        "top_p": [each.top_p for each in params],
+        "min_p": [each.min_p for each in params],
+    }
+    for name, integer_N in integers.items():
+        words_NW[:, layout.word(name)] = integer_N
+    for name, float_N in floats.items():
+        floats_NW[:, layout.word(name)] = float_N
+    words_NW[:, layout.array("token_ids")] = [block.token_ids_B for block in blocks]
+    words_NW[:, layout.array("decoded")] = [block.decoded_B for block in blocks]
+    floats_NW[:, layout.array("logprobs")] = [block.logprobs_B for block in blocks]
     words_NW[:, layout.array("uncached")] = 1
     words_NW[:, layout.stop_ids] = mask_token_id
     for row, start in enumerate(starts):
-        params = start.params
-        assert params.unmasking and params.denoising_steps, "parameters are resolved at admission"
-        words_NW[row, layout.array("token_ids")] = start.block.token_ids_B
-        words_NW[row, layout.array("decoded")] = start.block.decoded_B
-        floats_NW[row, layout.array("logprobs")] = start.block.logprobs_B
         first_stop = layout.stop_ids.start
         words_NW[row, first_stop : first_stop + len(start.stop_token_ids)] = start.stop_token_ids
-        seed = start.seed & 0xFFFFFFFFFFFFFFFF
-        integers = {
-            "active": 1,
-            "block_start": start.block_start,
-            "denoising_step": start.block.denoising_step,
-            "warm_up": 1,
-            "progress": -1,
-            "prompt_len": start.prompt_len,
-            "limit": start.prompt_len + (params.max_tokens or 0),
-            "strategy": STRATEGIES.index(params.unmasking),
-            "num_steps": params.denoising_steps,
-            "top_k": max(params.top_k or 0, 0),
-            "seed_low": _signed(seed & 0xFFFFFFFF),
-            "seed_high": _signed(seed >> 32),
-            "suppress_before": start.prompt_len + params.min_tokens,
-        }
-        floats = {
-            "threshold": params.confidence_threshold,
-            "temperature": params.temperature,
-            "top_p": params.top_p,
-            "min_p": params.min_p,
-        }
-        for name, integer in integers.items():
-            words_NW[row, layout.word(name)] = integer
-        for name, number in floats.items():
-            floats_NW[row, layout.word(name)] = number
     return words_NW
 
 
-def _signed(word: int) -> int:
-    """Of 32 bits, as int32 reads them."""
-    return word - (1 << 32) if word >> 31 else word
+def _unmasking(params: SamplingParams) -> str:
+    assert params.unmasking is not None, "parameters are resolved at admission"
+    return params.unmasking

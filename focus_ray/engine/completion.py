@@ -108,13 +108,11 @@ class Completion:
         self,
         text: str,
         token_ids: tuple[int, ...],
-        logprobs: list[TokenLogprob] | None,
+        logprobs: tuple[TokenLogprob, ...] | None,
         end: _End | None,
     ) -> TokenDelta:
         sequence = self.sequence
-        delta = TokenDelta(sequence.request_id, sequence.index, text, token_ids)
-        if logprobs is not None:
-            delta = delta._replace(logprobs=tuple(logprobs))
+        delta = TokenDelta(sequence.request_id, sequence.index, text, token_ids, logprobs)
         if end is not None:
             delta = delta._replace(finish_reason=end.reason, stop_reason=end.stop_reason)
         return delta

@@ -17,7 +17,7 @@ class NewTokens(NamedTuple):
 
     sequence: Sequence
     token_ids: tuple[int, ...]
-    logprobs: list[TokenLogprob] | None
+    logprobs: tuple[TokenLogprob, ...] | None
 
 
 def emit(slots: Slots, after: BlocksAfter) -> list[NewTokens]:
@@ -41,17 +41,17 @@ def emit(slots: Slots, after: BlocksAfter) -> list[NewTokens]:
     token_ids = tuple(after.token_ids_MB[slots_N][chosen_NB].tolist())
     cuts = [0, *chosen_NB.sum(1).cumsum().tolist()]
     emitted = [
-        NewTokens(slots.sequence(slot), token_ids[start:end], None)
-        for slot, (start, end) in zip(slots_N.tolist(), pairwise(cuts), strict=True)
+        NewTokens(sequence, token_ids[start:end], None)
+        for sequence, (start, end) in zip(slots.sequences(slots_N), pairwise(cuts), strict=True)
     ]
     for row in np.flatnonzero(slots.wants_M4[slots_N, WANTS_TOP]).tolist():
         slot, new = slots_N[row], emitted[row]
         values = after.logprobs_MB[slot, chosen_NB[row]].tolist()
         positions = count(int(slots.block_start_M[slot] + first_N1[row, 0]))
         emitted[row] = new._replace(
-            logprobs=[
+            logprobs=tuple(
                 TokenLogprob(token_id, value, new.sequence.top_logprobs.pop(position, ()))
                 for token_id, value, position in zip(new.token_ids, values, positions, strict=False)
-            ]
+            )
         )
     return emitted

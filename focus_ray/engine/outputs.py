@@ -98,13 +98,11 @@ class DecodingCounts:
     @classmethod
     def from_array(cls, count_C: NDArray[np.integer]) -> DecodingCounts:
         """Counts in the order of the fields, which is the device's, by name."""
-        names = (f.name for f in fields(DecodingCounts))
-        return cls(**dict(zip(names, count_C.tolist(), strict=True)))
+        return cls(**dict(zip(COUNT_NAMES, count_C.tolist(), strict=True)))
 
     def __add__(self, other: DecodingCounts) -> DecodingCounts:
-        names = (f.name for f in fields(DecodingCounts))
         return DecodingCounts(
-            **{name: getattr(self, name) + getattr(other, name) for name in names}
+            **{name: getattr(self, name) + getattr(other, name) for name in COUNT_NAMES}
         )
 
     @property
@@ -116,6 +114,9 @@ class DecodingCounts:
     def eviction_recall(self) -> float | None:
         """Share of the decodable tokens that were retained; None where no step was diagnosed."""
         return self.recalled_tokens / self.decodable_tokens if self.decodable_tokens else None
+
+
+COUNT_NAMES = tuple(f.name for f in fields(DecodingCounts))
 
 
 @dataclass(frozen=True, kw_only=True)

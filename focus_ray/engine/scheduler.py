@@ -180,7 +180,8 @@ class Scheduler:
         """Take a sequence out; what the step in flight does for it is lost, and done again."""
         self._stop(slot)
         sequence = self._slots.sequence(slot)
-        block = self._slots.vacate(slot)
+        block = self._slots.snapshot(slot)
+        self._slots.vacate(slot)
         self.pool.free(sequence.preempt(block))
         self.waiting.appendleft(sequence)
         self.num_preemptions += 1

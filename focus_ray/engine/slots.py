@@ -7,13 +7,13 @@ was taken up; the device may be a step or two ahead.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from focus_ray.engine.outputs import DecodingCounts
+from focus_ray.engine.outputs import COUNT_NAMES, DecodingCounts
 from focus_ray.engine.plan import BlockSnapshot, SlotStart, StepResult
 from focus_ray.engine.request import Sequence, SequenceState
 
@@ -73,7 +73,7 @@ class Slots:
         self.emitted_end_M = np.zeros(m, np.int64)
         self.limit_M = np.zeros(m, np.int64)
         self.step_M = np.zeros(m, np.int64)
-        self.counts_MC = np.zeros((m, len(fields(DecodingCounts))), np.int64)
+        self.counts_MC = np.zeros((m, len(COUNT_NAMES)), np.int64)
         self.wants_M4 = np.zeros((m, 4), np.int64)
         self.token_ids_MB = np.zeros((m, b), np.int32)
         self.decoded_MB = np.zeros((m, b), np.bool_)
@@ -99,6 +99,10 @@ class Slots:
         sequence = self._sequences[slot]
         assert sequence is not None, f"slot {slot} is empty"
         return sequence
+
+    def sequences(self, slots_N: NDArray[np.int64]) -> list[Sequence]:
+        """Who sits in taken slots."""
+        return [self.sequence(slot) for slot in slots_N.tolist()]
 
     def youngest(self) -> int:
         """The slot of the sequence that was admitted last."""
@@ -153,7 +157,7 @@ class Slots:
         self.active_M[slot] = True
         return SlotStart(
             slot=slot,
-            block=self._snapshot(slot),
+            block=self.snapshot(slot),
             block_start=sequence.num_committed,
             prompt_len=sequence.prompt_len,
             params=sequence.params,
@@ -161,17 +165,15 @@ class Slots:
             stop_token_ids=tuple(sequence.stop_token_ids),
         )
 
-    def vacate(self, slot: int) -> BlockSnapshot:
-        """Move the counts into the sequence and free its slot; the block as it was left."""
+    def vacate(self, slot: int) -> None:
+        """Move what was counted into the sequence and free its slot."""
         sequence = self.sequence(slot)
         sequence.num_emitted = int(self.emitted_end_M[slot]) - sequence.prompt_len
         sequence.add_counts(DecodingCounts.from_array(self.counts_MC[slot]))
-        block = self._snapshot(slot)
         self._sequences[slot] = None
         self.admitted_M[slot] = NOBODY
         self.decoding_M[slot] = self.prefilling_M[slot] = self.active_M[slot] = False
         self._free.append(slot)
-        return block
 
     def compare(self, result: StepResult, launched_M: NDArray[np.int64]) -> BlocksAfter:
         """What a step did to the blocks that the mirrors show; changes nothing.
@@ -219,7 +221,8 @@ class Slots:
         self.logprobs_MB = updated(self.logprobs_MB, result.logprobs_MB)
         self.counts_MC += after.counted_MC
 
-    def _snapshot(self, slot: int) -> BlockSnapshot:
+    def snapshot(self, slot: int) -> BlockSnapshot:
+        """The block of a slot as it stands."""
         return BlockSnapshot(
             self.token_ids_MB[slot].copy(),
             self.decoded_MB[slot].copy(),
