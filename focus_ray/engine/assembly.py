@@ -11,6 +11,7 @@ import torch
 from focus_ray.config import DEFAULT_CONFIDENCE_THRESHOLD, EngineConfig
 from focus_ray.engine.admission import RequestLimits
 from focus_ray.engine.build_runner import EVERY_WISH, build_runner, make_ready
+from focus_ray.engine.garbage import settle
 from focus_ray.engine.memory import count_pages
 from focus_ray.engine.pages import PagePool
 from focus_ray.engine.plan import StepPlan, StepResult
@@ -99,7 +100,7 @@ def assemble(config: EngineConfig, loaded: LoadedModel | None = None) -> EngineP
         config, loaded, sizes, device, num_pages=num_pages, max_model_len=max_model_len
     )
     make_ready(config, runner)
-    return EngineParts(
+    parts = EngineParts(
         scheduler=Scheduler(
             SchedulerLimits(
                 max_num_seqs=config.max_num_seqs,
@@ -124,6 +125,8 @@ def assemble(config: EngineConfig, loaded: LoadedModel | None = None) -> EngineP
         stop_token_ids=frozenset(spec.stop_token_ids),
         tokenizer=Tokenizer.from_path(tokenizer_path),
     )
+    settle(runner)
+    return parts
 
 
 def _device(config: EngineConfig) -> torch.device:

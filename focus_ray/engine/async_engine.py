@@ -7,7 +7,6 @@ deltas from a queue per request; neither side waits for the other.
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import queue
 import threading
@@ -91,17 +90,8 @@ class AsyncEngine:
 
     @classmethod
     def start(cls, config: EngineConfig) -> AsyncEngine:
-        """Load the model and start stepping; blocks until it is ready.
-
-        What the process holds by then is taken out of the garbage collector's sight, for good:
-        hundreds of thousands of objects, of the libraries most, which it else looks through again
-        and again. At 512 sequences that was a third of the host's time per step, and single steps
-        of 90 ms.
-        """
-        engine = Engine(config)
-        gc.collect()
-        gc.freeze()
-        return cls(engine, config.model)
+        """Load the model and start stepping; blocks until it is ready."""
+        return cls(Engine(config), config.model)
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenDelta, None]:
         """Stream the deltas of a request until each of its completions has finished.

@@ -1,14 +1,19 @@
 """What does not fit is refused; the step that measures memory is the hungriest there can be."""
 
+import gc
 import json
 import shutil
+import weakref
 
 import pytest
 
 from focus_ray.config import EngineConfig
 from focus_ray.engine import assembly, choosing
 from focus_ray.engine.build_runner import EVERY_WISH
+from focus_ray.engine.engine import Engine
+from focus_ray.engine.outputs import GenerationRequest
 from focus_ray.models.step import StepTensors
+from focus_ray.sampling import SamplingParams
 
 
 @pytest.mark.parametrize(
@@ -81,3 +86,26 @@ def test_a_checkpoint_of_longer_blocks_is_refused_unless_told_otherwise(golden_s
     with pytest.raises(ValueError, match="block length 128 is above 64"):
         assembly.assemble(EngineConfig(**settings))
     assert assembly.assemble(EngineConfig(**settings, block_length=64)).limits.block_length == 64
+
+
+@pytest.mark.parametrize("decoding", ["block", "focus"])
+def test_a_dropped_engine_is_gone_without_the_garbage_collector(golden_sdar, decoding):
+    gc.collect()
+    config = EngineConfig(
+        model=golden_sdar.path, device=golden_sdar.device, num_pages=8, decoding=decoding
+    )
+    engine = Engine(config)
+    assert gc.get_freeze_count() > 0
+    engine.add(GenerationRequest("a", (5, 6, 7), SamplingParams(max_tokens=9, temperature=0.0)))
+    while engine.has_unfinished():
+        engine.step()
+    runner = engine._runner
+    kept = [engine, runner, runner.state.words.words_MW, runner._cache, runner.parts.passes._model]
+    held = [weakref.ref(each) for each in kept]
+    gc.disable()
+    try:
+        del engine, runner, kept
+        assert [each() for each in held] == [None] * len(held)
+    finally:
+        gc.enable()
+    assert gc.get_freeze_count() == 0
