@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
@@ -115,7 +116,7 @@ def pack_starts(
     floats_NW = words_NW.view(np.float32)
     blocks, params = [start.block for start in starts], [start.params for start in starts]
     seed_N2 = np.array([[start.seed] for start in starts], np.int64).view(np.int32)  # low, high
-    integers = {
+    integers: dict[str, Any] = {
         "active": 1,
         "block_start": [start.block_start for start in starts],
         "denoising_step": [block.denoising_step for block in blocks],
@@ -130,7 +131,7 @@ def pack_starts(
         "seed_high": seed_N2[:, 1],
         "suppress_before": [start.prompt_len + start.params.min_tokens for start in starts],
     }
-    floats = {
+    floats: dict[str, Any] = {
         "threshold": [each.confidence_threshold for each in params],
         "temperature": [each.temperature for each in params],
         "top_p": [each.top_p for each in params],
