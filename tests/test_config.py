@@ -14,10 +14,12 @@ def test_defaults_of_focus_are_those_of_its_page() -> None:
     assert told.pop("confidence-threshold") == "0.8 under `focus`, else 0.9"
     assert DEFAULT_CONFIDENCE_THRESHOLD == {"block": 0.9, "delayed": 0.9, "focus": 0.8}
     assert EngineConfig().decoding == "focus"
+    assert EngineConfig().focus_adaptive is None
     assert told == {
         "focus-alpha": str(EngineConfig().focus_alpha),
         "eviction-policy": f"`{EngineConfig().eviction_policy}`",
         "attend-cached": "on" if EngineConfig().attend_cached else "off",
+        "focus-adaptive": "on on a GPU, off on a CPU",
         "round-importance": "on" if EngineConfig().round_importance else "off",
         "diagnose-recall-every": str(EngineConfig().diagnose_recall_every),
     }

@@ -97,7 +97,9 @@ def test_unfinished_character_ends_as_replacement_characters(tokenizer: Tokenize
 def test_special_tokens(tokenizer: Tokenizer, skip_special_tokens: bool, text: str) -> None:
     added = tokenizer.added_tokens
     token_ids = [*tokenizer.encode("a"), added["<|end|>"], added["<think>"], *tokenizer.encode("b")]
-    detokenizer = new_detokenizer(tokenizer, SamplingParams(skip_special_tokens=skip_special_tokens))
+    detokenizer = new_detokenizer(
+        tokenizer, SamplingParams(skip_special_tokens=skip_special_tokens)
+    )
     assert detokenizer.append(token_ids) + detokenizer.finish() == text
 
 
