@@ -2,7 +2,7 @@
 
 What is launched depends on sizes that the host knows, so that it can be recorded; how much of it
 has work is found on the device. What a program does with its tile is in ``attention_tile.py``; a
-tile's positions can be shared among programs, which ``attention_splits.py`` adds up.
+tile's positions can be shared among programs, whose parts ``attention_splits.py`` adds up.
 
 T query tokens in S rows, H query heads, K KV heads, G = H / K, d head size, M (token, head) pairs
 of a tile, X splits.
@@ -11,19 +11,23 @@ of a tile, X splits.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from focus_ray.kernels.attention_splits import add_splits
 from focus_ray.kernels.attention_tile import attend_tile
+from focus_ray.kernels.linear_kernels import MAX_COUNTED_TILES, finished_counters
 from focus_ray.kernels.overlap import let_next_begin, overlap_options, wait_for_previous
 from focus_ray.kernels.tuning import MIN_POSITIONS_PER_SPLIT, AttentionPlan
 
 ROWS_PER_SEARCH = (512, 2048)
 """Row offsets looked at together: one wait for all of them, if there are no more."""
+
+WAVES_THAT_LOOP = 2
+"""So many programs a place may take further tiles, which costs registers of all of them."""
 
 
 def launch_attention(
@@ -42,51 +46,47 @@ def launch_attention(
     """What ``paged_attention`` returns, for arguments that it has checked, at least one token.
 
     Row s takes ``ceil(n_s * G / M)`` tiles. The host starts a program for each of as many as
-    ``busy_rows`` rows could take, and a few programs more for all others there may be.
+    ``busy_rows`` rows could take. Where these are few, they take all others as well, one after
+    the other; many leave them to a second, small launch, so as not to carry the loop.
     """
     num_tokens, num_heads, head_dim = q_THd.shape
     _, page_size, num_kv_heads, _ = key_pages.shape
     num_rows = min(len(row_table_S), num_tokens)  # rows behind these are empty
     group = num_heads // num_kv_heads
-    tile, num_splits = plan.tile, plan.num_splits
-    row_offsets_S1 = row_offsets_S1.contiguous()
+    tile = plan.tile
+    num_tiles = num_tokens * group // tile.block_m + num_rows
+    num_splits = plan.num_splits if num_tiles * num_kv_heads <= MAX_COUNTED_TILES else 1
 
     out_THd = q_THd.new_empty(q_THd.shape)
-    part_XTHd, log_sum_XTH, num_parts_TH = out_THd, out_THd, row_table_S  # not touched unsplit
+    part_XTHd = log_sum_XTH = finished = None
     if num_splits > 1:
         part_XTHd = q_THd.new_empty((num_splits, *q_THd.shape), dtype=torch.float32)
         log_sum_XTH = part_XTHd.new_empty((num_splits, num_tokens, num_heads))
-        num_parts_TH = log_sum_XTH.new_empty((num_tokens, num_heads), dtype=torch.int32)
+        finished = finished_counters(q_THd.device)
 
-    num_tiles = num_tokens * group // tile.block_m + num_rows
-    num_unlikely = max(num_rows - busy_rows, 0)
     tiles_at_once = max(plan.places // (num_kv_heads * num_splits), 1)
-    if num_unlikely <= tiles_at_once:
-        num_unlikely = 0  # they leave at once, faster than another kernel is launched
-    num_likely = num_tiles - num_unlikely
-    few_tiles = min(num_unlikely, tiles_at_once)
-    for num_started, further in ((num_likely, False), (few_tiles, True)):
-        if num_started == 0:
-            continue
-        _attend_kernel[(num_started * num_kv_heads, num_splits)](
+    for first_tile, num_started, looped in _launches(
+        num_tiles, max(num_rows - busy_rows, 0), tiles_at_once
+    ):
+        _attend_kernel[(num_started * num_kv_heads * num_splits,)](
             q_THd,
             key_pages,
             value_pages,
             page_table_MP,
             row_table_S.contiguous(),
-            row_offsets_S1,
+            row_offsets_S1.contiguous(),
             kv_limit_T.contiguous(),
             out_THd,
             part_XTHd,
             log_sum_XTH,
-            num_parts_TH,
+            finished,
             q_THd.stride(0),
             q_THd.stride(1),
             page_table_MP.stride(0),
             page_table_MP.stride(1),
             num_tokens,
             num_rows,
-            num_likely,
+            first_tile,
             scale * math.log2(math.e),  # so that the softmax is one of powers of two
             NUM_KV_HEADS=num_kv_heads,
             GROUP=group,
@@ -94,7 +94,7 @@ def launch_attention(
             PAGE_SIZE=page_size,
             NUM_SPLITS=num_splits,
             LEAST_SPLIT=MIN_POSITIONS_PER_SPLIT,
-            FURTHER=further,
+            LOOPED=looped,
             BLOCK_M=tile.block_m,
             BLOCK_N=tile.block_n,
             BLOCK_D=max(16, triton.next_power_of_2(head_dim)),
@@ -103,14 +103,30 @@ def launch_attention(
             num_stages=tile.num_stages,
             **overlap_options(q_THd.device),
         )
-    if num_splits > 1:
-        end_1 = row_offsets_S1[num_rows : num_rows + 1]
-        add_splits(part_XTHd, log_sum_XTH, num_parts_TH, end_1, out_THd)
     return out_THd
 
 
+def _launches(
+    num_tiles: int, num_unlikely: int, tiles_at_once: int
+) -> Iterator[tuple[int, int, bool]]:
+    """First tile, number of tiles that get programs of their own, and whether these take more.
+
+    ``num_unlikely`` tiles, the last ones, are there only if rows are shorter than was thought.
+    """
+    num_likely = num_tiles - num_unlikely
+    if num_unlikely == 0:
+        yield 0, num_tiles, False
+    elif num_likely <= WAVES_THAT_LOOP * tiles_at_once:
+        yield 0, num_likely, True
+    elif num_unlikely <= tiles_at_once:  # they leave at once, faster than another launch
+        yield 0, num_tiles, False
+    else:
+        yield 0, num_likely, False
+        yield num_likely, tiles_at_once, True
+
+
 # Sizes that change from step to step; specialised, they would be compiled for again and again.
-@triton.jit(do_not_specialize=["num_tokens", "num_rows", "num_likely", "page_table_stride_m"])
+@triton.jit(do_not_specialize=["num_tokens", "num_rows", "first_tile", "page_table_stride_m"])
 def _attend_kernel(
     q_ptr,
     key_ptr,
@@ -122,14 +138,14 @@ def _attend_kernel(
     out_ptr,
     part_ptr,
     log_sum_ptr,
-    num_parts_ptr,
+    finished_ptr,
     q_stride_t,
     q_stride_h,
     page_table_stride_m,
     page_table_stride_p,
     num_tokens,
     num_rows,
-    num_likely,
+    first_tile,
     scale_log2,
     NUM_KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
@@ -137,7 +153,7 @@ def _attend_kernel(
     PAGE_SIZE: tl.constexpr,
     NUM_SPLITS: tl.constexpr,
     LEAST_SPLIT: tl.constexpr,
-    FURTHER: tl.constexpr,
+    LOOPED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -146,23 +162,23 @@ def _attend_kernel(
 ):
     # A program owns one tile of a row, one KV head, and one split of the tile's positions. The KV
     # heads of a tile, then the tiles of a row, are neighbours: they read the same pages at once.
-    # With FURTHER it owns every so many of the tiles from ``num_likely`` on: none, mostly. (A loop
-    # in all programs would take a third more registers.)
-    kv_head = tl.program_id(0) % NUM_KV_HEADS
-    num_started = tl.num_programs(0) // NUM_KV_HEADS
+    # With LOOPED it owns every so many of the tiles from ``first_tile`` on: one of them, or none.
+    split = tl.program_id(0) % NUM_SPLITS
+    kv_head = tl.program_id(0) // NUM_SPLITS % NUM_KV_HEADS
+    place = tl.program_id(0) // (NUM_SPLITS * NUM_KV_HEADS)
+    num_started = tl.num_programs(0) // (NUM_SPLITS * NUM_KV_HEADS)
     let_next_begin(OVERLAP)
     wait_for_previous(OVERLAP)
-    if FURTHER:
+    if LOOPED:
         num_tiles = _num_tiles(row_offsets_ptr, num_rows, GROUP, BLOCK_M, BLOCK_S)
-        first_tile = num_likely + tl.program_id(0) // NUM_KV_HEADS
-        for tile in range(first_tile, num_tiles, num_started):
+        for tile in range(first_tile + place, num_tiles, num_started):
             row, first_token, first_pair, num_pairs = _pairs_of_tile(
                 tile, row_offsets_ptr, num_rows, GROUP, BLOCK_M, BLOCK_S
             )
             attend_tile(
-                row, first_token, first_pair, num_pairs, kv_head,
+                tile, row, first_token, first_pair, num_pairs, kv_head, split,
                 q_ptr, key_ptr, value_ptr, page_table_ptr, row_table_ptr, kv_limit_ptr,
-                out_ptr, part_ptr, log_sum_ptr, num_parts_ptr,
+                out_ptr, part_ptr, log_sum_ptr, finished_ptr,
                 q_stride_t, q_stride_h, page_table_stride_m, page_table_stride_p,
                 num_tokens, scale_log2, NUM_KV_HEADS, GROUP, HEAD_DIM, PAGE_SIZE,
                 NUM_SPLITS, LEAST_SPLIT, BLOCK_M, BLOCK_N, BLOCK_D,
@@ -170,16 +186,16 @@ def _attend_kernel(
     else:
         # The last tiles first: rows of a prompt stand last and in order, and the longest should
         # not be the last to start.
-        tile = num_started - 1 - tl.program_id(0) // NUM_KV_HEADS
+        tile = num_started - 1 - place
         row, first_token, first_pair, num_pairs = _pairs_of_tile(
             tile, row_offsets_ptr, num_rows, GROUP, BLOCK_M, BLOCK_S
         )
         if first_pair >= num_pairs:
             return
         attend_tile(
-            row, first_token, first_pair, num_pairs, kv_head,
+            tile, row, first_token, first_pair, num_pairs, kv_head, split,
             q_ptr, key_ptr, value_ptr, page_table_ptr, row_table_ptr, kv_limit_ptr,
-            out_ptr, part_ptr, log_sum_ptr, num_parts_ptr,
+            out_ptr, part_ptr, log_sum_ptr, finished_ptr,
             q_stride_t, q_stride_h, page_table_stride_m, page_table_stride_p,
             num_tokens, scale_log2, NUM_KV_HEADS, GROUP, HEAD_DIM, PAGE_SIZE,
             NUM_SPLITS, LEAST_SPLIT, BLOCK_M, BLOCK_N, BLOCK_D,

@@ -14,12 +14,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from focus_ray.kernels.attention_splits import add_to_others
+
 
 @triton.jit
 def attend_tile(
-    row, first_token, first_pair, num_pairs, kv_head,
+    tile, row, first_token, first_pair, num_pairs, kv_head, split,
     q_ptr, key_ptr, value_ptr, page_table_ptr, row_table_ptr, kv_limit_ptr,
-    out_ptr, part_ptr, log_sum_ptr, num_parts_ptr,
+    out_ptr, part_ptr, log_sum_ptr, finished_ptr,
     q_stride_t, q_stride_h, page_table_stride_m, page_table_stride_p, num_tokens, scale_log2,
     NUM_KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr,
     PAGE_SIZE: tl.constexpr, NUM_SPLITS: tl.constexpr, LEAST_SPLIT: tl.constexpr,
@@ -34,7 +36,6 @@ def attend_tile(
     first = 0
     last = tl.max(limit_M, 0)
     seen_by_all = tl.min(tl.where(is_pair_M, limit_M, last), 0)
-    split = tl.program_id(1)
     num_parts = 1
     if NUM_SPLITS > 1:
         # Shares of what this tile sees, whatever the longest of the batch, none too short to pay.
@@ -76,13 +77,18 @@ def attend_tile(
     out_ptrs = out_ptr + place_M[:, None] * HEAD_DIM + column_D[None, :]
     is_whole_MD = is_element_MD & (num_parts == 1) & (split == 0)
     tl.store(out_ptrs, out_MD.to(out_ptr.dtype.element_ty), mask=is_whole_MD)
-    if NUM_SPLITS > 1:
-        tl.store(num_parts_ptr + place_M, num_parts, mask=is_pair_M & (split == 0))
-        is_part_M = is_pair_M & (num_parts > 1) & (split < num_parts)
-        part_M = split.to(tl.int64) * num_tokens * (NUM_KV_HEADS * GROUP) + place_M
-        part_ptrs = part_ptr + part_M[:, None] * HEAD_DIM + column_D[None, :]
-        tl.store(part_ptrs, out_MD, mask=is_part_M[:, None] & (column_D < HEAD_DIM)[None, :])
-        tl.store(log_sum_ptr + part_M, highest_M + tl.log2(divisor_M), mask=is_part_M)
+    if NUM_SPLITS > 1:  # noqa: SIM102 - known to the compiler, unlike the other
+        if (num_parts > 1) & (split < num_parts):
+            # Split by split and KV head by KV head, the pairs of all tokens.
+            first_part = (
+                kv_head.to(tl.int64) * num_tokens * GROUP + first_token * GROUP + first_pair
+            )
+            add_to_others(
+                out_MD, highest_M + tl.log2(divisor_M), split, num_parts,
+                num_tokens * (NUM_KV_HEADS * GROUP), place_M, is_pair_M,
+                out_ptr, part_ptr + first_part * HEAD_DIM, log_sum_ptr + first_part,
+                finished_ptr + tile * NUM_KV_HEADS + kv_head, HEAD_DIM, BLOCK_M, BLOCK_D,
+            )  # fmt: skip
 
 
 @triton.jit

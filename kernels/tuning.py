@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cache
+from math import inf
 
 import torch
 
@@ -61,19 +62,45 @@ class AttentionPlan:
     places: int
 
 
-# In ascending block_m, for heads of up to 128. 64 rows are the least that Hopper's wgmma takes;
-# fewer run on mma.sync.
-HOPPER_TILES = (
-    AttentionTile(16, 64, 4, 3, 3),
-    AttentionTile(32, 64, 4, 3, 2),
-    AttentionTile(64, 64, 4, 3, 2),
-    AttentionTile(128, 32, 8, 4, 1),
+@dataclass(frozen=True)
+class AttentionTiles:
+    """The tiles of one kind of GPU, for heads of up to 128.
+
+    Args:
+        by_row: tiles, lowest first, and up to how many pairs the mean row of a batch may have.
+        few: the highest tile where a tile's positions are shared: its parts are added up by one
+            program, and low tiles bring more programs anyway.
+    """
+
+    by_row: tuple[tuple[float, AttentionTile], ...]
+    few: AttentionTile
+
+
+# Low tiles hold rows twice as long as the mean: a tile too tall idles tensor cores that wait for
+# memory anyway, a tile too low reads the row's pages twice. But short rows over short contexts
+# also want many programs at once, so only full rows take the tallest tile: 256 rows of 11 of the
+# 32 tokens of a block (group 4, context 330) took 154 us in tiles of 64 pairs and 166 of 128, rows
+# of 21 tokens 177 and 182, rows of 32 tokens 203 and 198 (one H100).
+# 64 rows are the least that Hopper's wgmma takes; fewer run on mma.sync.
+_HOPPER_FEW = AttentionTile(32, 64, 4, 3, 2)
+HOPPER_TILES = AttentionTiles(
+    (
+        (8, AttentionTile(16, 64, 4, 3, 3)),
+        (16, _HOPPER_FEW),
+        (96, AttentionTile(64, 32, 4, 3, 3)),
+        (inf, AttentionTile(128, 32, 8, 4, 2)),
+    ),
+    few=_HOPPER_FEW,
 )
 # Fits the 99 KiB of shared memory that the smallest GPUs since Ampere give a program.
-SMALL_TILES = (
-    AttentionTile(16, 64, 4, 3, 1),
-    AttentionTile(32, 64, 4, 3, 1),
-    AttentionTile(64, 32, 4, 3, 1),
+_SMALL_FEW = AttentionTile(32, 64, 4, 3, 1)
+SMALL_TILES = AttentionTiles(
+    (
+        (8, AttentionTile(16, 64, 4, 3, 1)),
+        (16, _SMALL_FEW),
+        (inf, AttentionTile(64, 32, 4, 3, 1)),
+    ),
+    few=_SMALL_FEW,
 )
 ATTENTION_TILES = {(9, 0): HOPPER_TILES}
 
@@ -100,9 +127,6 @@ def attention_plan(
 ) -> AttentionPlan:
     """Choose tile and splits for ``num_tokens`` tokens in about ``busy_rows`` rows.
 
-    The tile holds rows twice as long as the mean, since a tile too tall idles tensor cores that
-    wait for memory anyway and a tile too low reads the row's pages twice.
-
     Args:
         device: where the kernel will run.
         dtype: of queries and pages.
@@ -118,12 +142,23 @@ def attention_plan(
         tile, places = FLOAT32_TILE, num_multiprocessors(device)
         return AttentionPlan(_for_head_dim(tile, head_dim), 1, places)
     tiles = ATTENTION_TILES.get(capability(device), SMALL_TILES)
-    pairs_wanted = min(2 * -(-num_tokens // busy_rows), max_row_len) * group
-    tile = next((tile for tile in tiles if tile.block_m >= pairs_wanted), tiles[-1])
-    tile = _for_head_dim(tile, head_dim)
-    num_programs = max(busy_rows, -(-num_tokens * group // tile.block_m)) * num_kv_heads
-    places = num_multiprocessors(device) * tile.programs_per_sm
-    return AttentionPlan(tile, num_splits(num_programs, places, max_kv_len), places)
+    mean_pairs = num_tokens / busy_rows * group
+    tile = next(
+        tile
+        for most_pairs, tile in tiles.by_row
+        if mean_pairs <= most_pairs or max_row_len * group <= tile.block_m
+    )
+
+    def with_splits(tile: AttentionTile) -> AttentionPlan:
+        tile = _for_head_dim(tile, head_dim)
+        num_programs = max(busy_rows, -(-num_tokens * group // tile.block_m)) * num_kv_heads
+        places = num_multiprocessors(device) * tile.programs_per_sm
+        return AttentionPlan(tile, num_splits(num_programs, places, max_kv_len), places)
+
+    plan = with_splits(tile)
+    if plan.num_splits > 1 and tile.block_m > tiles.few.block_m:
+        return with_splits(tiles.few)
+    return plan
 
 
 def num_splits(num_programs: int, places: int, max_kv_len: int) -> int:

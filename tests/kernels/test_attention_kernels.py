@@ -14,6 +14,7 @@ from torch import Tensor
 from focus_ray.kernels import attention_kernels
 from focus_ray.kernels.attention_kernels import launch_attention
 from focus_ray.kernels.launch import can_launch
+from focus_ray.kernels.linear_kernels import finished_counters
 from focus_ray.kernels.tuning import AttentionPlan, AttentionTile
 
 LOW = AttentionTile(16, 16, 2, 2, 1)
@@ -122,7 +123,8 @@ def test_rows_are_found_past_the_first_search(
         pytest.param(1, 1, id="one program takes all that nobody thought of"),
         pytest.param(1, 4, id="a few programs take it"),
         pytest.param(2, 2, id="some rows nobody thought of"),
-        pytest.param(3, 100, id="a program for every tile"),
+        pytest.param(2, 100, id="all at once, and each may take another"),
+        pytest.param(4, 100, id="a program for every tile"),
         pytest.param(100, 1, id="more rows thought of than there are"),
     ],
 )
@@ -133,6 +135,22 @@ def test_every_tile_has_its_program(
     found = launch(inputs, AttentionPlan(LOW, num_splits, places), OWNED)
     expected = MIXED.attend_token_by_token(inputs)
     torch.testing.assert_close(found.cpu().double(), expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("num_likely", "num_unlikely", "expected"),
+    [
+        pytest.param(9, 0, [(0, 9, False)], id="as many rows as were thought of"),
+        pytest.param(9, 700, [(0, 9, True)], id="a small step: the few take what else there is"),
+        pytest.param(90, 10, [(0, 100, False)], id="a large step: a few leave at once"),
+        pytest.param(90, 700, [(0, 90, False), (90, 20, True)], id="too many to leave at once"),
+    ],
+)
+def test_small_steps_are_one_launch(
+    num_likely: int, num_unlikely: int, expected: list[tuple[int, int, bool]]
+) -> None:
+    found = attention_kernels._launches(num_likely + num_unlikely, num_unlikely, 20)
+    assert list(found) == expected
 
 
 @pytest.mark.parametrize(
@@ -151,6 +169,23 @@ def test_as_many_splits_as_pay(limits: list[int], device: torch.device) -> None:
     found = launch(inputs, AttentionPlan(LOW, 4, 1))
     expected = batch.attend_token_by_token(inputs)
     torch.testing.assert_close(found.cpu().double(), expected, rtol=0, atol=2e-5)
+
+
+def test_what_was_counted_is_forgotten(device: torch.device) -> None:
+    inputs = MIXED.inputs(torch.float32, device)
+    plan = AttentionPlan(LOW, 4, 1)
+    first = launch(inputs, plan, OWNED)
+    assert not finished_counters(first.device).any()
+    assert torch.equal(launch(inputs, plan, OWNED), first)
+
+
+def test_more_tiles_than_are_counted_are_not_split(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = MIXED.inputs(torch.float32, device)
+    whole = launch(inputs, AttentionPlan(LOW, 1, 1), OWNED)
+    monkeypatch.setattr(attention_kernels, "MAX_COUNTED_TILES", 3)
+    assert torch.equal(launch(inputs, AttentionPlan(LOW, 4, 1), OWNED), whole)
 
 
 def test_one_split_with_work_is_as_if_nothing_were_split(device: torch.device) -> None:

@@ -22,22 +22,32 @@ def plan(dtype: torch.dtype = torch.bfloat16, **sizes: int) -> AttentionPlan:
 
 
 @pytest.mark.usefixtures("plan_on_hopper")
-def test_short_rows_take_low_tiles_although_a_long_one_is_among_them() -> None:
-    found = plan(num_tokens=256 * 4, busy_rows=256, max_row_len=64, max_kv_len=2048)
-    assert found.tile.block_m == 32
-    assert found.num_splits == 1
+@pytest.mark.parametrize(
+    ("tokens_per_row", "expected"),
+    [
+        pytest.param(1, 16, id="a token per row"),
+        pytest.param(4, 32, id="short rows, although a long one is among them"),
+        pytest.param(11, 64, id="rows of a third of a block"),
+        pytest.param(21, 64, id="rows of two thirds of a block"),
+        pytest.param(32, 128, id="full rows, one tile each"),
+    ],
+)
+def test_tiles_grow_with_the_mean_row(tokens_per_row: int, expected: int) -> None:
+    found = plan(num_tokens=256 * tokens_per_row, busy_rows=256, max_row_len=32, max_kv_len=2048)
+    assert (found.tile.block_m, found.num_splits) == (expected, 1)
 
 
 @pytest.mark.usefixtures("plan_on_hopper")
-def test_full_rows_take_one_tile_each() -> None:
-    found = plan(num_tokens=64 * 32, busy_rows=64, max_row_len=32, max_kv_len=1024)
-    assert (found.tile.block_m, found.num_splits) == (128, 1)
+def test_no_tile_is_taller_than_the_longest_row() -> None:
+    found = plan(num_tokens=256 * 4, busy_rows=256, max_row_len=4, max_kv_len=2048)
+    assert found.tile.block_m == 16
 
 
 @pytest.mark.usefixtures("plan_on_hopper")
 def test_one_long_sequence_is_spread_over_the_gpu() -> None:
     found = plan(num_tokens=32, busy_rows=1, max_row_len=32, max_kv_len=2048)
     assert found.num_splits * SDAR_8B["num_kv_heads"] >= 64
+    assert found.tile == HOPPER_TILES.few
 
 
 @pytest.mark.usefixtures("plan_on_hopper")
@@ -53,7 +63,7 @@ def test_large_heads_take_no_more_memory(head_dim: int) -> None:
     sizes = {"num_tokens": 640, "busy_rows": 20, "max_row_len": 32, "max_kv_len": 100}
     found = plan(**{**sizes, "head_dim": head_dim}).tile
     padded = 1 << (head_dim - 1).bit_length()
-    assert found.block_n * padded <= max(tile.block_n for tile in HOPPER_TILES) * 128
+    assert found.block_n * padded <= max(tile.block_n for _, tile in HOPPER_TILES.by_row) * 128
     assert found.block_m * padded <= 128 * 128
     assert found.block_n >= 16 <= found.block_m
 
@@ -78,4 +88,4 @@ def test_a_cpu_takes_tiles_that_any_gpu_could() -> None:
     cpu = torch.device("cpu")
     sizes = {"num_tokens": 8, "busy_rows": 2, "max_row_len": 4, "max_kv_len": 100}
     found = attention_plan(cpu, torch.float16, **SDAR_8B, **sizes)
-    assert found.tile in tuning.SMALL_TILES
+    assert found.tile in [tile for _, tile in tuning.SMALL_TILES.by_row]
