@@ -32,8 +32,10 @@ class Completion:
     def __init__(self, sequence: Sequence, tokenizer: Tokenizer | None) -> None:
         self.sequence = sequence
         params = sequence.params
-        self._detokenizer = new_detokenizer(tokenizer, params)
+        detokenizer = new_detokenizer(tokenizer, params)
+        self._append, self._finish = detokenizer.append, detokenizer.finish
         self._stops = StopStrings(params.stop, params.include_stop_str_in_output)
+        assert params.max_tokens is not None, "parameters are resolved at admission"
         self._num_tokens, self._max_tokens = 0, params.max_tokens
         rule = params.repetition_detection
         self._repetition = None if rule is None else RepetitionWatch(rule)
@@ -46,16 +48,16 @@ class Completion:
         if self._ends_by_ids and sequence.stop_token_ids.isdisjoint(token_ids):
             # what nearly every delta is: hundreds of them in a step, so it takes no detours
             self._num_tokens += len(token_ids)
-            text, end = self._detokenizer.append(token_ids), None
+            text, end = self._append(token_ids), None
         else:
             text, num_taken, end = self._take_runs(token_ids)
             token_ids = token_ids[:num_taken]
             logprobs = logprobs and logprobs[:num_taken]
-        if end is None and self._num_tokens == self._max_tokens:
+        if end is None:
+            if self._num_tokens < self._max_tokens:
+                return TokenDelta(sequence.request_id, sequence.index, text, token_ids, logprobs)
             end = _End("length")
-        if end is not None:
-            text += self._flush()
-        return self._delta(text, token_ids, logprobs, end)
+        return self._last_delta(text + self._flush(), token_ids, logprobs, end)
 
     def _take_runs(self, token_ids: tuple[int, ...]) -> tuple[str, int, _End | None]:
         """The text, how many tokens it took, and the end if it came to one."""
@@ -72,7 +74,7 @@ class Completion:
 
     def abort(self) -> TokenDelta:
         """The last delta of a completion that was cut off."""
-        return self._delta(self._flush(), (), None, _End("abort"))
+        return self._last_delta(self._flush(), (), None, _End("abort"))
 
     def _runs(self, token_ids: tuple[int, ...]) -> list[tuple[int, ...]]:
         """One run, or token by token where the exact token that ends the text must be known."""
@@ -96,23 +98,20 @@ class Completion:
         return text, None
 
     def _show(self, token_ids: tuple[int, ...]) -> str:
-        text = self._detokenizer.append(token_ids)
+        text = self._append(token_ids)
         if self._num_tokens <= self.sequence.params.min_tokens:
             return text
         return self._stops.append(text)
 
     def _flush(self) -> str:
-        return self._stops.append(self._detokenizer.finish()) + self._stops.finish()
+        return self._stops.append(self._finish()) + self._stops.finish()
 
-    def _delta(
+    def _last_delta(
         self,
         text: str,
         token_ids: tuple[int, ...],
         logprobs: tuple[TokenLogprob, ...] | None,
-        end: _End | None,
+        end: _End,
     ) -> TokenDelta:
-        sequence = self.sequence
-        delta = TokenDelta(sequence.request_id, sequence.index, text, token_ids, logprobs)
-        if end is not None:
-            delta = delta._replace(finish_reason=end.reason, stop_reason=end.stop_reason)
-        return delta
+        name, index = self.sequence.request_id, self.sequence.index
+        return TokenDelta(name, index, text, token_ids, logprobs, end.reason, end.stop_reason)

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 import numpy as np
+from numpy.typing import NDArray
 
-from focus_ray.engine.outputs import DecodingCounts, DenoisingStep, RequestStats
+from focus_ray.engine.outputs import COUNT_NAMES, DenoisingStep, RequestStats
 from focus_ray.engine.pages import ROOT, PrefixMatch, TokenArray
 from focus_ray.engine.plan import BlockSnapshot
 from focus_ray.sampling import SamplingParams
@@ -39,6 +40,7 @@ class Sequence:
         num_committed: tokens of the blocks that are closed: wholly decoded, and behind the current
             block. The KV of some of the last one's may not be final yet.
         num_emitted: tokens that had left when it last gave up a slot.
+        count_C: what decoding did until then, as in ``DecodingCounts``.
         num_computed: tokens whose KV is final for whoever reads it in a later step, or, while it is
             prefilled, later in the same step.
     """
@@ -63,7 +65,7 @@ class Sequence:
     top_logprobs: dict[int, tuple[tuple[int, float], ...]] = field(default_factory=dict)
     trace: list[DenoisingStep] = field(default_factory=list)
 
-    counts: DecodingCounts = field(default_factory=DecodingCounts)
+    count_C: NDArray[np.int64] = field(default_factory=lambda: np.zeros(len(COUNT_NAMES), np.int64))
     committed_blocks: int = 0
     prefill_tokens: int = 0
     cached_prefix_tokens: int = 0
@@ -154,16 +156,12 @@ class Sequence:
         decoded = np.arange(self.block_length) < known
         return BlockSnapshot(token_ids, decoded, np.zeros(self.block_length, np.float32), 0)
 
-    def add_counts(self, counts: DecodingCounts) -> None:
-        """Take up what was counted while it sat in a slot."""
-        self.counts = self.counts + counts
-
     def stats(self) -> RequestStats:
         """Work and time so far."""
         now = time.monotonic()
         return RequestStats(
             prompt_tokens=self.prompt_len,
-            **vars(self.counts),
+            **dict(zip(COUNT_NAMES, self.count_C.tolist(), strict=True)),
             committed_blocks=self.committed_blocks,
             prefill_tokens=self.prefill_tokens,
             cached_prefix_tokens=self.cached_prefix_tokens,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from focus_ray.engine.outputs import COUNT_NAMES, DecodingCounts
+from focus_ray.engine.outputs import COUNT_NAMES
 from focus_ray.engine.plan import BlockSnapshot, SlotStart, StepResult
 from focus_ray.engine.request import Sequence, SequenceState
 
@@ -169,7 +169,7 @@ class Slots:
         """Move what was counted into the sequence and free its slot."""
         sequence = self.sequence(slot)
         sequence.num_emitted = int(self.emitted_end_M[slot]) - sequence.prompt_len
-        sequence.add_counts(DecodingCounts.from_array(self.counts_MC[slot]))
+        sequence.count_C = sequence.count_C + self.counts_MC[slot]
         self._sequences[slot] = None
         self.admitted_M[slot] = NOBODY
         self.decoding_M[slot] = self.prefilling_M[slot] = self.active_M[slot] = False
