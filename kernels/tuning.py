@@ -68,12 +68,13 @@ class AttentionTiles:
 
     Args:
         by_row: tiles, lowest first, and up to how many pairs the mean row of a batch may have.
-        few: the highest tile where a tile's positions are shared: its parts are added up by one
-            program, and low tiles bring more programs anyway.
+        few: where a tile's positions are shared, the first of these lower tiles whose positions
+            are shared by at least so many programs: its parts are added up by one program, and low
+            tiles bring more programs anyway.
     """
 
     by_row: tuple[tuple[float, AttentionTile], ...]
-    few: AttentionTile
+    few: tuple[tuple[int, AttentionTile], ...]
 
 
 # Low tiles hold rows twice as long as the mean: a tile too tall idles tensor cores that wait for
@@ -81,16 +82,19 @@ class AttentionTiles:
 # also want many programs at once, so only full rows take the tallest tile: 256 rows of 11 of the
 # 32 tokens of a block (group 4, context 330) took 154 us in tiles of 64 pairs and 166 of 128, rows
 # of 21 tokens 177 and 182, rows of 32 tokens 203 and 198 (one H100).
-# 64 rows are the least that Hopper's wgmma takes; fewer run on mma.sync.
-_HOPPER_FEW = AttentionTile(32, 64, 4, 3, 2)
+# 64 rows are the least that Hopper's wgmma takes; fewer run on mma.sync. One sequence of 22 tokens
+# over 1024 positions took 14.6 us in tiles of 16 pairs and 16.2 of 32, over 4096 23.7 and 26.0; 8
+# sequences of 11 took 15.9 us in tiles of 32 and 19.8 of 16.
+_HOPPER_LOWEST = AttentionTile(16, 64, 4, 3, 3)
+_HOPPER_LOW = AttentionTile(32, 64, 4, 3, 2)
 HOPPER_TILES = AttentionTiles(
     (
-        (8, AttentionTile(16, 64, 4, 3, 3)),
-        (16, _HOPPER_FEW),
+        (8, _HOPPER_LOWEST),
+        (16, _HOPPER_LOW),
         (96, AttentionTile(64, 32, 4, 3, 3)),
         (inf, AttentionTile(128, 32, 8, 4, 2)),
     ),
-    few=_HOPPER_FEW,
+    few=((4, _HOPPER_LOWEST), (2, _HOPPER_LOW)),
 )
 # Fits the 99 KiB of shared memory that the smallest GPUs since Ampere give a program.
 _SMALL_FEW = AttentionTile(32, 64, 4, 3, 1)
@@ -100,7 +104,7 @@ SMALL_TILES = AttentionTiles(
         (16, _SMALL_FEW),
         (inf, AttentionTile(64, 32, 4, 3, 1)),
     ),
-    few=_SMALL_FEW,
+    few=((2, _SMALL_FEW),),
 )
 ATTENTION_TILES = {(9, 0): HOPPER_TILES}
 
@@ -156,8 +160,11 @@ def attention_plan(
         return AttentionPlan(tile, num_splits(num_programs, places, max_kv_len), places)
 
     plan = with_splits(tile)
-    if plan.num_splits > 1 and tile.block_m > tiles.few.block_m:
-        return with_splits(tiles.few)
+    if plan.num_splits > 1:
+        for least_splits, lower in tiles.few:
+            shared = with_splits(lower)
+            if lower.block_m < tile.block_m and shared.num_splits >= least_splits:
+                return shared
     return plan
 
 

@@ -47,7 +47,15 @@ def test_no_tile_is_taller_than_the_longest_row() -> None:
 def test_one_long_sequence_is_spread_over_the_gpu() -> None:
     found = plan(num_tokens=32, busy_rows=1, max_row_len=32, max_kv_len=2048)
     assert found.num_splits * SDAR_8B["num_kv_heads"] >= 64
-    assert found.tile == HOPPER_TILES.few
+    assert found.tile == HOPPER_TILES.few[0][1]
+
+
+@pytest.mark.usefixtures("plan_on_hopper")
+def test_a_few_sequences_take_higher_tiles_than_one() -> None:
+    """Enough programs without the lowest ones, which read the pages of a row more than once."""
+    found = plan(num_tokens=96, busy_rows=12, max_row_len=32, max_kv_len=2048)
+    assert found.num_splits == 2
+    assert found.tile == HOPPER_TILES.few[1][1]
 
 
 @pytest.mark.usefixtures("plan_on_hopper")
