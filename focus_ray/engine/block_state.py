@@ -50,6 +50,7 @@ class BlockState:
             sizes
         )
         self.prefill_ids_FB = ids.view(num_prefill_rows, layout.block_length)
+        self._message = Message(device)
 
     @property
     def num_slots(self) -> int:
@@ -69,15 +70,19 @@ class BlockState:
             [page for update in updates for page in update.pages],
         )
         if any(lists):
-            numbers = self._to_device(np.array([*chain(*lists)], np.int64))
-            stops_N, starts_N, where_N, pages_N = numbers.split([len(part) for part in lists])
-        if plan.stops:
-            self.words.scalar("active").index_fill_(0, stops_N, 0)
-        if plan.starts:
-            words_NW = self._to_device(pack_starts(self.layout, plan.starts, self.mask_token_id))
-            self.words.words_MW.index_copy_(0, starts_N, words_NW)
-        if updates:
-            self.page_table_MP.view(-1).index_copy_(0, where_N, pages_N.int())
+            numbers = np.array([*chain(*lists)], np.int64)
+            words = pack_starts(self.layout, plan.starts, self.mask_token_id)
+            sent = self._message.send(numbers.view(np.int32), words.reshape(-1))
+            lengths = [len(part) for part in lists]
+            indices = sent[: 2 * len(numbers)].view(torch.int64)
+            stops_N, starts_N, where_N, pages_N = indices.split(lengths)
+            if plan.stops:
+                self.words.scalar("active").index_fill_(0, stops_N, 0)
+            if plan.starts:
+                words_NW = sent[2 * len(numbers) :].view(words.shape)
+                self.words.words_MW.index_copy_(0, starts_N, words_NW)
+            if updates:
+                self.page_table_MP.view(-1).index_copy_(0, where_N, pages_N.int())
         self._take_prefill(plan.prefill)
 
     def _take_prefill(self, chunks: Sequence[PrefillChunk]) -> None:
@@ -97,11 +102,30 @@ class BlockState:
             host[first : first + count * length] = np.concatenate([c.token_ids for c in chunks])
         self._prefill.copy_(self._host_prefill, non_blocking=True)
 
-    def _to_device(self, values: NDArray[np.generic]) -> Tensor:
-        tensor = torch.from_numpy(values)
-        if self.device.type != "cuda":
-            return tensor
-        return tensor.pin_memory().to(self.device, non_blocking=True)
+
+class Message:
+    """Numbers on their way to the device, in memory that is used again for the next ones."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._is_cuda = device.type == "cuda"
+        self._host = self._there = torch.zeros(0, dtype=torch.int32)
+        self._sent = torch.cuda.Event() if self._is_cuda else None
+
+    def send(self, *parts: NDArray[np.int32]) -> Tensor:
+        """All parts in one, on the device; valid until the next message is sent."""
+        size = sum(map(len, parts))
+        if size > len(self._host):
+            room = 2 * size
+            self._host = torch.zeros(room, dtype=torch.int32, pin_memory=self._is_cuda)
+            self._there = torch.zeros(room, dtype=torch.int32, device=self._device)
+        elif self._sent is not None:
+            self._sent.synchronize()  # long since: a step has run in between
+        np.concatenate(parts, out=self._host.numpy()[:size])
+        self._there[:size].copy_(self._host[:size], non_blocking=True)
+        if self._sent is not None:
+            self._sent.record()
+        return self._there[:size]
 
 
 def pack_starts(
@@ -113,6 +137,8 @@ def pack_starts(
     like a new one.
     """
     words_NW = np.zeros((len(starts), layout.num_words), np.int32)
+    if not starts:
+        return words_NW
     floats_NW = words_NW.view(np.float32)
     blocks, params = [start.block for start in starts], [start.params for start in starts]
     seed_N2 = np.array([[start.seed] for start in starts], np.int64).view(np.int32)  # low, high
