@@ -19,8 +19,8 @@ import triton.language as tl
 from torch import Tensor
 
 from focus_ray.kernels.attention_tile import attend_tile
-from focus_ray.kernels.linear_kernels import MAX_COUNTED_TILES, finished_counters
 from focus_ray.kernels.overlap import let_next_begin, overlap_options, wait_for_previous
+from focus_ray.kernels.split_counters import MAX_COUNTED_TILES, finished_counters
 from focus_ray.kernels.tuning import MIN_POSITIONS_PER_SPLIT, AttentionPlan
 
 ROWS_PER_SEARCH = (512, 2048)

@@ -6,7 +6,6 @@ T tokens, O output size, D inner size; for a gated product I output size, the we
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 import triton
@@ -15,10 +14,9 @@ from torch import Tensor
 
 from focus_ray.kernels.overlap import let_next_begin, overlap_options, wait_for_previous
 from focus_ray.kernels.partial_sums import PartialSums
+from focus_ray.kernels.split_counters import finished_counters
 
 LEAST_BLOCK_T = 16
-# Tiles of one launch whose splits are counted; 65536 output columns in tiles of 16.
-MAX_COUNTED_TILES = 4096
 
 
 @dataclass(frozen=True)
@@ -109,20 +107,6 @@ def _launch(
         num_warps=tile.num_warps,
         **overlap_options(x_TD.device),
     )
-
-
-@cache
-def finished_counters(device: torch.device) -> Tensor:
-    """How many splits of each tile are done: all 0 between launches, which leave them so.
-
-    One set per device, for kernels of one stream follow one another.
-    """
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError(
-            "the counters of split products do not exist yet: compute one such product on "
-            f"{device} before recording a graph of it"
-        )
-    return torch.zeros(MAX_COUNTED_TILES, dtype=torch.int32, device=device)
 
 
 @triton.jit(do_not_specialize=["num_tokens"])

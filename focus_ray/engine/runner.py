@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from focus_ray.engine.adaptive import EvictionChooser
@@ -23,7 +24,7 @@ from focus_ray.engine.step_parts import StepParts
 from focus_ray.engine.step_work import StepWork
 from focus_ray.kernels.plan_rows import plan_rows
 from focus_ray.kernels.rows import Rows
-from focus_ray.kernels.slot_words import COUNTS, SlotWords
+from focus_ray.kernels.slot_words import COUNTS
 from focus_ray.kernels.unmasking import choose_unmasked, quota
 from focus_ray.models.kv_cache import KVCache
 
@@ -145,20 +146,22 @@ class Runner:
             IndexError: there is none.
         """
         launched = self._launched.popleft()
-        words = SlotWords(self.state.layout, self._copies.wait(launched.words))
-        self._learn(launched, words)
+        layout = self.state.layout
+        words_MW = self._copies.wait(launched.words).numpy()
+        floats_MW = words_MW.view(np.float32)
+        self._learn(launched, words_MW)
         top = {name: self._copies.wait(copy).numpy() for name, copy in launched.top.items()}
         trace = {name: self._copies.wait(copy).numpy() for name, copy in launched.trace.items()}
         return StepResult(
-            active_M=words.scalar("active").numpy() != 0,
-            block_start_M=words.scalar("block_start").numpy(),
-            token_ids_MB=words.array("token_ids").numpy(),
-            decoded_MB=words.array("decoded").numpy() != 0,
-            logprobs_MB=words.array("logprobs").numpy(),
-            closed_ids_MB=words.array("closed_ids").numpy(),
-            closed_logprobs_MB=words.array("closed_logprobs").numpy(),
-            denoising_step_M=words.scalar("denoising_step").numpy(),
-            counts_MC=words.counts_MC.numpy(),
+            active_M=words_MW[:, layout.word("active")] != 0,
+            block_start_M=words_MW[:, layout.word("block_start")],
+            token_ids_MB=words_MW[:, layout.array("token_ids")],
+            decoded_MB=words_MW[:, layout.array("decoded")] != 0,
+            logprobs_MB=floats_MW[:, layout.array("logprobs")],
+            closed_ids_MB=words_MW[:, layout.array("closed_ids")],
+            closed_logprobs_MB=floats_MW[:, layout.array("closed_logprobs")],
+            denoising_step_M=words_MW[:, layout.word("denoising_step")],
+            counts_MC=words_MW[:, layout.counts],
             num_tokens=launched.size.num_tokens,
             top_ids_MBK=top.get("ids"),
             top_logprobs_MBK=top.get("logprobs"),
@@ -282,9 +285,10 @@ class Runner:
             found["deltas_MB"] = self._by_slot(passes.retained.delta_NB)
         return {name: self._copies.start(tensor) for name, tensor in found.items()}
 
-    def _learn(self, launched: _Launched, words: SlotWords) -> None:
+    def _learn(self, launched: _Launched, words_MW: NDArray[np.int32]) -> None:
         """Take up what a step did, for the numbers and for the decisions to come."""
-        counts_MC = words.counts_MC.numpy().copy()
+        layout = self.state.layout
+        counts_MC = words_MW[:, layout.counts].copy()
         self._counts_MC[launched.started] = 0
         num_decoded = int((counts_MC - self._counts_MC)[:, DECODED_TOKENS].sum())
         self._counts_MC = counts_MC
@@ -294,8 +298,8 @@ class Runner:
         work.evicting_steps += launched.evicts
         work.layer_tokens += launched.num_retained
         work.logit_rows += launched.num_logit_rows
-        end_M = words.scalar("block_start") + self.state.block_length
-        work.kv_positions += int((end_M * words.scalar("active")).sum())
+        end_M = words_MW[:, layout.word("block_start")] + layout.block_length
+        work.kv_positions += int((end_M * words_MW[:, layout.word("active")]).sum())
         if self.chooser is not None:
             self.chooser.observe(
                 evicted=launched.evicts,

@@ -14,7 +14,7 @@ from torch import Tensor
 from focus_ray.kernels import attention_kernels
 from focus_ray.kernels.attention_kernels import launch_attention
 from focus_ray.kernels.launch import can_launch
-from focus_ray.kernels.linear_kernels import finished_counters
+from focus_ray.kernels.split_counters import finished_counters
 from focus_ray.kernels.tuning import AttentionPlan, AttentionTile
 
 LOW = AttentionTile(16, 16, 2, 2, 1)

@@ -8,10 +8,10 @@ import torch
 from focus_ray.kernels.launch import can_launch
 from focus_ray.kernels.linear_kernels import (
     LinearTile,
-    finished_counters,
     launch_linear,
     launch_partial_linear,
 )
+from focus_ray.kernels.split_counters import finished_counters
 from focus_ray.kernels.swiglu import swiglu_reference
 
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2**-8, torch.float16: 2**-11}
