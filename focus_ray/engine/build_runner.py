@@ -83,7 +83,7 @@ def build_runner(
         rows,
         state.page_table_MP,
         num_slots=num_slots,
-        max_kv_len=max_model_len,
+        max_kv_len=-(-max_model_len // block_length) * block_length,
         importance_dtype=policy.importance_dtype,
         attend_cached=policy.rule.attend_cached,
     )

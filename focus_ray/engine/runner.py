@@ -110,9 +110,9 @@ class Runner:
         decodable_MB = None
         if self._diagnose_every and self._num_launched % self._diagnose_every == 0:
             decodable_MB = self._decodable(plan)
-        self._num_launched += 1
         policy = self._policy_of(plan)
         size = self.plan_rows(policy, plan.num_prefill_tokens)
+        self._num_launched += 1  # only now: where not all fit, a diagnosis looks at the same slots
         self._last_size = size
         num_retained = num_masked = 0
         top: dict[str, HostCopy] = {}
@@ -235,14 +235,11 @@ class Runner:
         parts.head(step_size, by_importance)
         if not by_importance:
             parts.tail(step_size)
-            self.work.padded_tokens += step_size.num_tokens
             return size.num_tokens, size.num_masked
         copy = self._copies.start(passes.retained.counts_2)
         passes.compact(step_size)  # while the counts are on their way
         num_retained, num_masked = self._copies.wait(copy).tolist()
-        step_size = parts.size(num_retained, size.num_rows)
-        parts.tail(step_size)
-        self.work.padded_tokens += step_size.num_tokens
+        parts.tail(parts.size(num_retained, size.num_rows))
         return num_retained, num_masked
 
     def _decodable(self, plan: StepPlan) -> Tensor | None:
@@ -297,6 +294,7 @@ class Runner:
             return
         work.evicting_steps += launched.evicts
         work.layer_tokens += launched.num_retained
+        work.padded_tokens += self.parts.size(launched.num_retained, size.num_rows).num_tokens
         work.logit_rows += launched.num_logit_rows
         end_M = words_MW[:, layout.word("block_start")] + layout.block_length
         work.kv_positions += int((end_M * words_MW[:, layout.word("active")]).sum())

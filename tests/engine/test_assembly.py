@@ -12,6 +12,8 @@ from focus_ray.engine import assembly, choosing
 from focus_ray.engine.build_runner import EVERY_WISH
 from focus_ray.engine.engine import Engine
 from focus_ray.engine.outputs import GenerationRequest
+from focus_ray.kernels.paged_attention import paged_attention
+from focus_ray.models import sdar
 from focus_ray.models.step import StepTensors
 from focus_ray.sampling import SamplingParams
 
@@ -86,6 +88,34 @@ def test_a_checkpoint_of_longer_blocks_is_refused_unless_told_otherwise(golden_s
     with pytest.raises(ValueError, match="block length 128 is above 64"):
         assembly.assemble(EngineConfig(**settings))
     assert assembly.assemble(EngineConfig(**settings, block_length=64)).limits.block_length == 64
+
+
+def test_the_last_block_of_the_longest_text_is_seen_whole(golden_sdar, monkeypatch):
+    """Attention is promised a bound on what tokens see; a text may end within its last block."""
+    engine = Engine(
+        EngineConfig(
+            model=golden_sdar.path,
+            device=golden_sdar.device,
+            enforce_eager=True,
+            block_length=32,
+            num_pages=2,
+            max_model_len=50,
+            max_num_seqs=1,
+        )
+    )
+    seen = []
+
+    def watch(*given, max_kv_len, **options):
+        seen.append((int(given[6].max()), max_kv_len))
+        return paged_attention(*given, max_kv_len=max_kv_len, **options)
+
+    monkeypatch.setattr(sdar, "paged_attention", watch)
+    params = SamplingParams(max_tokens=47, ignore_eos=True, temperature=0.0)
+    engine.add(GenerationRequest("a", (5, 6, 7), params))
+    while engine.has_unfinished():
+        engine.step()
+    assert max(limit for limit, _ in seen) == 64
+    assert all(limit <= bound for limit, bound in seen)
 
 
 @pytest.mark.parametrize("decoding", ["block", "focus"])

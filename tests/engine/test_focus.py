@@ -6,6 +6,7 @@ What holds on every schedule is in test_focus_properties.py and test_schedule_pr
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -238,6 +239,37 @@ def test_a_diagnosis_beside_a_step_that_evicts_nothing_finds_the_same(golden_sda
     counts = engine.load()
     assert counts.decodable_tokens == counts.recalled_tokens == counts.decoded_tokens
     assert counts.decoded_tokens > 1.1 * counts.denoising_steps
+
+
+def test_a_diagnosis_looks_at_the_slots_that_fit_into_the_step(golden_sdar):
+    """All close their blocks at once, so that not everyone fits into the next step."""
+    crowd = {"max_num_seqs": 7, "max_num_batched_tokens": 1, "confidence_threshold": 1e-4}
+    engine = make_engine(golden_sdar, "focus", **crowd, focus_alpha=1000.0, diagnose_recall_every=1)
+    runner = engine._runner
+    plan_rows, num_put_off = runner.plan_rows, 0
+
+    def watch(policy, num_prefill):
+        nonlocal num_put_off
+        size = plan_rows(policy, num_prefill)
+        num_put_off += int(runner.state.words.scalar("active").sum()) - size.num_slots
+        return size
+
+    runner.plan_rows = watch
+    short = [replace(item, prompt_token_ids=item.prompt_token_ids[:15]) for item in requests(24)]
+    run(engine, short)
+    counts = engine.load()
+    assert num_put_off > 0
+    assert counts.decodable_tokens == counts.recalled_tokens == counts.decoded_tokens
+
+
+def test_a_diagnosis_is_not_counted_as_work_of_the_steps(golden_sdar):
+    works = []
+    for every in (0, 1):
+        engine = make_engine(golden_sdar, "focus", diagnose_recall_every=every)
+        run(engine, requests(4))
+        works.append(engine._runner.work)
+    assert works[0] == works[1]
+    assert 0 < works[0].layer_tokens <= works[0].padded_tokens
 
 
 def test_diagnosis_looks_at_every_so_many_steps(golden_sdar):
