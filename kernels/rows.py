@@ -7,7 +7,7 @@ every step, so that recorded launches find them where they were.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -112,13 +112,3 @@ class Rows:
             row_of_slot_M=zeros(num_slots, dtype=torch.int32),
             counts_4=zeros(4, dtype=torch.int32),
         )
-
-    def first_rows(self, num_rows: int) -> Rows:
-        """The same buffers, as if there were no more than ``num_rows`` rows."""
-        ends = {"S": num_rows, "S1": num_rows + 1, "SB": num_rows}
-        views = {
-            name: tensor[: ends[letters]]
-            for name, tensor in vars(self).items()
-            if (letters := name.rpartition("_")[2]) in ends
-        }
-        return replace(self, **views)

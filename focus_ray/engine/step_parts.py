@@ -61,7 +61,7 @@ class StepParts:
         )
 
     def tail(self, size: StepSize) -> None:
-        """The later layers, for what was left by ``passes.compact`` or ``passes.keep_all``."""
+        """The later layers, for what ``passes.compact`` or a head that keeps all has left."""
         self.graphs.run(("tail", size.num_tokens), lambda cut: self.passes.tail(size, cut))
 
     def choose(

@@ -357,17 +357,6 @@ def test_targets_are_rounded_up_from_float32(device: torch.device) -> None:
     assert planned(step, device).target_S[:4].tolist() == [7, 7, 3, 3]
 
 
-def test_fewer_rows_of_the_same_buffers() -> None:
-    rows = Rows.allocate(2, 4, 10, 30, "cpu")
-    first = rows.first_rows(3)
-    assert first.row_slot_S.shape == (3,)
-    assert first.row_offsets_S1.shape == first.masked_offsets_S1.shape == (4,)
-    assert first.processed_SB.shape == (3, 4)
-    assert first.token_ids_C is rows.token_ids_C and first.counts_4 is rows.counts_4
-    first.target_S[2] = 5
-    assert rows.target_S[2] == 5
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
