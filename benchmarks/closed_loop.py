@@ -159,6 +159,7 @@ class ClosedLoop(Generic[S]):
         self._num_finished = 0
         self._num_tokens = 0
         self._now_s = 0.0
+        self._is_stepping = False
 
     @property
     def _num_free(self) -> int:
@@ -211,7 +212,9 @@ class ClosedLoop(Generic[S]):
         """One step of the engine; how many requests finished in it."""
         if not self._engine.has_unfinished():
             raise RuntimeError(f"the engine is idle with {len(self._in_flight)} requests in flight")
+        self._is_stepping = True
         deltas = self._engine.step()
+        self._is_stepping = False
         self._now_s = self._clock()
         finished = 0
         for delta in deltas:
@@ -224,7 +227,12 @@ class ClosedLoop(Generic[S]):
         return finished
 
     def abandon(self) -> None:
-        """Abort what is in flight, and leave the engine without a pass on its way."""
+        """Abort what is in flight, and leave the engine without a pass on its way.
+
+        An engine whose step was broken off, as by Ctrl-C, is left alone: it can take no other.
+        """
+        if self._is_stepping:
+            return
         for request_id in self._in_flight:
             self._engine.abort(request_id)
         self._in_flight.clear()

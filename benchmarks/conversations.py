@@ -26,10 +26,10 @@ def read_file(path: Path) -> list[Conversation]:
         ValueError: the file is neither, or a row is of another kind; names the row.
         OSError: the file cannot be read.
     """
-    text = path.read_text(encoding="utf-8")
     try:
+        text = path.read_text(encoding="utf-8")
         rows = json.loads(text) if text.lstrip().startswith("[") else _json_lines(text)
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise ValueError(f"{path} is neither a JSON list nor JSON lines: {error}") from None
     return _prompts_of(rows, str(path))
 
@@ -51,7 +51,18 @@ def read_hub(name: str, subset: str | None, split: str) -> list[Conversation]:
 
 
 def _json_lines(text: str) -> list[Any]:
-    return [json.loads(line) for line in text.splitlines() if line.strip()]
+    """The value of each line that is not blank; only a newline ends one, as JSON may hold others.
+
+    Raises:
+        ValueError: names the line, counted from 1.
+    """
+    values = []
+    for number, line in enumerate(text.split("\n"), 1):
+        try:
+            values += [json.loads(line)] if line.strip() else []
+        except json.JSONDecodeError as error:
+            raise ValueError(f"line {number}, column {error.colno}: {error.msg}") from None
+    return values
 
 
 def _prompts_of(rows: Iterable[Any], source: str) -> list[Conversation]:
@@ -64,7 +75,9 @@ def _prompts_of(rows: Iterable[Any], source: str) -> list[Conversation]:
         if prompt is not None:
             found.append(prompt)
     if not found:
-        raise ValueError(f"{source} holds no user turn that is followed by an answer")
+        raise ValueError(
+            f"{source} holds no prompt, and no user turn that is followed by an answer"
+        )
     return found
 
 

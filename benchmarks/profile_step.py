@@ -33,6 +33,7 @@ from focus_ray.benchmarks.workload import Lengths, bundled_prompts
 from focus_ray.config import EngineConfig
 from focus_ray.engine.assembly import assemble
 from focus_ray.engine.engine import Engine
+from focus_ray.errors import FocusRayError
 from focus_ray.sampling import SamplingParams
 
 STEPS = 20
@@ -187,8 +188,10 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--trace", type=Path, help="where the profiler's trace is kept")
     parser.add_argument("--json", type=Path, help="where the numbers are written")
     args = parser.parse_args(arguments)
-    if args.steps < 2 or args.concurrency < 1:
-        parser.error("--steps must be at least 2 and --concurrency at least 1")
+    for name, least in {"steps": 2, "concurrency": 1, "max_tokens": 1, "warm_up": 0}.items():
+        if (value := getattr(args, name)) < least:
+            flag = "--" + name.replace("_", "-")
+            parser.error(f"{flag} must be at least {least}, got {value}")
     return args
 
 
@@ -199,13 +202,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         engine = make_engine(
             args.shape, args.mode, args.concurrency, enforce_eager=args.enforce_eager
         )
-    except ValueError as error:
+        clients = Clients(engine, args.concurrency, args.max_tokens)
+        for _ in range(args.warm_up):
+            clients.keep_full()
+            engine.step()
+        profile = profile_engine(engine, clients.keep_full, args.steps, trace=args.trace)
+    except (FocusRayError, OSError, ValueError) as error:
         raise SystemExit(str(error)) from error
-    clients = Clients(engine, args.concurrency, args.max_tokens)
-    for _ in range(args.warm_up):
-        clients.keep_full()
-        engine.step()
-    profile = profile_engine(engine, clients.keep_full, args.steps, trace=args.trace)
     print_profile(console, f"{args.shape}, {args.mode}, {args.concurrency} at once", profile)
     if args.json:
         command = sys.argv[1:] if arguments is None else list(arguments)

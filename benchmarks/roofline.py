@@ -34,7 +34,7 @@ from rich.console import Console
 
 from focus_ray.benchmarks.expand import SHAPES
 from focus_ray.benchmarks.roofline_bound import Ceilings, Roofline, roofline_of
-from focus_ray.benchmarks.roofline_counts import Recorded, read_runs
+from focus_ray.benchmarks.roofline_counts import Recorded, read_json, read_runs
 from focus_ray.benchmarks.roofline_products import (
     Product,
     ProductTimes,
@@ -144,7 +144,10 @@ def shape_config(name: str) -> SdarConfig:
     path = Path(name)
     if not path.is_file():
         raise ValueError(f"--shape {name} is neither one of {', '.join(SHAPES)} nor a config.json")
-    return SdarConfig.from_published(json.loads(path.read_text()))
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise ValueError(f"--shape {name} holds no object; give a config.json")
+    return SdarConfig.from_published(found)
 
 
 def require_same(recorded: Recorded, shape: str, device: str) -> None:
@@ -189,7 +192,7 @@ def read_ceilings(path: Path, config: SdarConfig) -> Measured:
     Raises:
         ValueError: the file does not hold the products of this model.
     """
-    found = json.loads(path.read_text())
+    found = read_json(path)
     try:
         times = {
             each["name"]: ProductTimes(

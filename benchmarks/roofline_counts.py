@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 REQUIRED = ("steps", "wall_s", "processed_tokens", "retained_tokens")
 
@@ -56,11 +57,11 @@ def read_runs(path: Path) -> Recorded:
     Raises:
         ValueError: the file is not such a report, or none of its rows says so.
     """
-    report = json.loads(path.read_text())
+    report = read_json(path)
     rows = report.get("rows") if isinstance(report, dict) else None
     if not isinstance(rows, list):
         raise ValueError(f"{path} has no list 'rows'; give a report of throughput.py --json")
-    stretches = [stretch for row in rows for stretch in _stretches(row)]
+    stretches = [each for row in rows if isinstance(row, dict) for each in _stretches(row)]
     runs = [counts_of(each) for each in stretches if all(each.get(name) for name in REQUIRED)]
     if not runs:
         raise ValueError(
@@ -70,6 +71,18 @@ def read_runs(path: Path) -> Recorded:
     model = report.get("model")
     shape = model.get("shape") if isinstance(model, dict) else None
     return Recorded(runs, shape, report.get("device"))
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        ValueError: it is no JSON; names the file.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
 
 
 def counts_of(row: Mapping[str, object]) -> RunCounts:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import ValidationError
+
 from focus_ray.config import EngineConfig
 
 FIELD_OF_NAME = {
@@ -41,4 +43,20 @@ def engine_fields(setting: str) -> dict[str, Any]:
         if FIELD_OF_NAME[name] in fields:
             raise ValueError(f"{name!r} is given twice")
         fields[FIELD_OF_NAME[name]] = value
-    return EngineConfig(**fields).model_dump(include=set(fields))
+    return engine_config(**fields).model_dump(include=set(fields))
+
+
+def engine_config(**fields: Any) -> EngineConfig:
+    """A configuration.
+
+    Raises:
+        ValueError: the first field that is wrong, and its value, on one line.
+    """
+    try:
+        return EngineConfig(**fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        message = first["msg"].removeprefix("Value error, ")
+        if first["loc"]:
+            message = f"{first['loc'][0]}: {message}, got {first['input']!r}"
+        raise ValueError(message) from None

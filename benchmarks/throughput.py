@@ -60,6 +60,9 @@ from focus_ray.sampling import RepetitionDetection, SamplingParams
 SETTLING_STEPS = 40
 """Full steps before the profiled ones."""
 
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it."""
+
 
 @dataclass
 class Bench:
@@ -84,6 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_arguments(arguments, __doc__)
     console = Console(width=None if sys.stdout.isatty() else 170)
     command = sys.argv[1:] if arguments is None else list(arguments)
+    rows: list[Row] = []
+    is_interrupted = False
     try:
         loaded = load(args)
         most = max(num_prompts(args, concurrency) for concurrency in args.concurrencies)
@@ -93,7 +98,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "command": shlex.join(["python", "benchmarks/throughput.py", *command]),
             **describe(args, loaded, prompts),
         }
-        rows: list[Row] = []
         for row in measure_all(args, loaded, prompts, console):
             rows.append(row)
             comparisons = compare(rows, loaded.spec.num_layers)
@@ -104,11 +108,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 args.plot.write_text(draw(rows, *titles(facts)), encoding="utf-8")
     except (FocusRayError, OSError, ValueError) as error:
         raise SystemExit(str(error)) from error
-    print_rows(console, rows)
-    print_comparisons(console, comparisons)
-    for path in (args.json, args.plot):
-        if path:
-            console.print(f"written to {path}")
+    except KeyboardInterrupt:  # what was measured so far is worth showing
+        is_interrupted = True
+    if rows:
+        print_rows(console, rows)
+        print_comparisons(console, comparisons)
+        for path in (args.json, args.plot):
+            if path:
+                console.print(f"written to {path}")
+    if is_interrupted:
+        console.print(f"interrupted after {len(rows)} runs")
+        raise SystemExit(INTERRUPTED)
 
 
 def measure_all(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from focus_ray.benchmarks.expand import SHAPES
-from focus_ray.benchmarks.settings import FIELD_OF_NAME, engine_fields
+from focus_ray.benchmarks.settings import FIELD_OF_NAME, engine_config, engine_fields
 from focus_ray.config import DEFAULT_MODEL, EngineConfig
 
 CONCURRENCIES = (1, 8, 32, 64, 128, 256, 512)
@@ -24,6 +24,12 @@ STATIC_MODES = ("block", "delayed", "focus")
 
 LEAST_PROMPTS = 12
 OUTPUT_LEN, FIXED_OUTPUT_LEN = 512, 256
+
+LEAST = {
+    **dict.fromkeys(("num_prompts", "input_len", "output_len", "max_num_seqs"), 1),
+    **dict.fromkeys(("rounds", "num_warmups", "profile", "temperature"), 0),
+}
+RATIOS = ("range_ratio", "output_range_ratio")
 
 ENGINE_FLAGS = (
     *("device", "dtype", "block_length", "max_model_len", "max_num_batched_tokens"),
@@ -95,7 +101,7 @@ def parse_arguments(arguments: Sequence[str] | None, description: str | None) ->
     )
     for name in ENGINE_FLAGS:
         field = EngineConfig.model_fields[name]
-        add(f"--{name.replace('_', '-')}", help=(field.description or "").replace("%", "%%"))
+        add(_flag(name), help=(field.description or "").replace("%", "%%"))
     add("--enforce-eager", action="store_true", help="GPU: no CUDA graphs")
     add("--enable-prefix-caching", action="store_true", help="off here unless given")
 
@@ -129,11 +135,13 @@ def _complete(args: argparse.Namespace) -> None:
     Raises:
         ValueError: names the flag.
     """
+    _check_numbers(args)
     is_static = args.unmasking not in (None, "low_confidence_dynamic")
     args.modes = list(dict.fromkeys(args.modes or (STATIC_MODES if is_static else MODES)))
+    engine_config(**shared_fields(args))
     for mode in args.modes:
         try:
-            EngineConfig(**{**shared_fields(args), **engine_fields(mode)})
+            engine_config(**{**shared_fields(args), **engine_fields(mode)})
         except ValueError as error:
             raise ValueError(f"--mode {mode}: {error}") from None
     if args.random_weights and not args.shape:
@@ -150,7 +158,29 @@ def _complete(args: argparse.Namespace) -> None:
         args.output_len = FIXED_OUTPUT_LEN if args.ignore_eos else OUTPUT_LEN
     if args.plot is not None and args.plot.suffix.lower() != ".svg":
         raise ValueError(f"--plot draws SVG: give a file name that ends in .svg, not {args.plot}")
+    for flag, path in (("--json", args.json), ("--plot", args.plot)):
+        if path is not None and path.is_dir():
+            raise ValueError(f"{flag} {path} is a folder; give the name of a file")
     if args.max_num_seqs is not None and args.max_num_seqs < max(args.concurrencies):
         raise ValueError(
             f"--max-num-seqs {args.max_num_seqs} is below the concurrency {max(args.concurrencies)}"
         )
+
+
+def _check_numbers(args: argparse.Namespace) -> None:
+    """Refuse numbers that no run can have.
+
+    Raises:
+        ValueError: names flag, bound and value.
+    """
+    for name, least in LEAST.items():
+        value = getattr(args, name)
+        if value is not None and not value >= least:
+            raise ValueError(f"{_flag(name)} must be at least {least}, got {value}")
+    for name in RATIOS:
+        if not 0 <= (value := getattr(args, name)) <= 1:
+            raise ValueError(f"{_flag(name)} must be from 0 to 1, got {value}")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

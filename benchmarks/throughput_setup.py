@@ -68,6 +68,15 @@ def make_prompts(args: argparse.Namespace, loaded: LoadedModel, number: int) -> 
     spec = loaded.spec
     prompt_len = Lengths(args.input_len, args.range_ratio)
     output_len = Lengths(args.output_len, args.output_range_ratio)
+    longest = EngineConfig(**shared_fields(args)).max_model_len or spec.max_position_embeddings
+    longest = min(longest, spec.max_position_embeddings)
+    if args.dataset_name in ("bundled", "random"):
+        shortest = prompt_len.bounds[0] + output_len.bounds[0]
+        if shortest > longest:
+            raise ValueError(
+                f"--input-len {args.input_len} with --output-len {args.output_len} takes at least "
+                f"{shortest} tokens, and the context has {longest}; lower one of them"
+            )
     source: Iterable[Prompt]
     if args.dataset_name == "random":
         forbidden = {spec.mask_token_id, *spec.stop_token_ids}
@@ -85,8 +94,7 @@ def make_prompts(args: argparse.Namespace, loaded: LoadedModel, number: int) -> 
                 else read_hub(args.dataset_path, args.hf_subset, args.hf_split)
             )
             source = chat_prompts(tokenizer, found, output_len, args.seed)
-    longest = min(args.max_model_len or spec.max_position_embeddings, spec.max_position_embeddings)
-    return choose(source, number, int(longest))
+    return choose(source, number, longest)
 
 
 def describe(

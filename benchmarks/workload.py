@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from typing import Any, Protocol
@@ -21,6 +21,8 @@ SHORTEST_EXCHANGE = 24
 TEMPLATE_TOKENS = 12
 """About what a chat template adds to a question and its answer."""
 MOST_MISSES = 6
+MOST_UNFIT = 500
+"""Prompts in a row that do not fit, before an endless source is given up."""
 
 
 class Templated(Protocol):
@@ -133,11 +135,21 @@ def chat_prompts(
 def choose(prompts: Iterable[Prompt], number: int, max_model_len: int) -> list[Prompt]:
     """The first ``number`` that fit the context, from the start again where there are fewer.
 
+    A list is searched to its end, an endless source until ``MOST_UNFIT`` in a row do not fit.
+
     Raises:
         ValueError: none fits.
     """
-    fitting = (p for p in prompts if len(p.token_ids) + p.max_tokens <= max_model_len)
-    chosen = list(islice(fitting, number))
+    most_unfit = len(prompts) if isinstance(prompts, Sized) else MOST_UNFIT
+    chosen: list[Prompt] = []
+    num_unfit = 0
+    for prompt in prompts:
+        fits = len(prompt.token_ids) + prompt.max_tokens <= max_model_len
+        num_unfit = 0 if fits else num_unfit + 1
+        if fits:
+            chosen.append(prompt)
+        if len(chosen) == number or num_unfit == most_unfit:
+            break
     if not chosen:
         raise ValueError(
             f"no prompt fits a context of {max_model_len} tokens with its answer; lower the "

@@ -13,7 +13,13 @@ from focus_ray.benchmarks.profile_kernels import (
     short_name,
     unnested,
 )
-from focus_ray.benchmarks.profile_step import Clients, main, make_engine, profile_engine
+from focus_ray.benchmarks.profile_step import (
+    Clients,
+    main,
+    make_engine,
+    parse_arguments,
+    profile_engine,
+)
 
 TINY = "sdar-tiny"
 
@@ -182,9 +188,17 @@ def test_the_script_writes_what_it_shows(
     ("arguments", "said"),
     [
         (["--shape", "sdar-9b"], "none of sdar-tiny"),
-        (["--shape", TINY, "--mode", "guess@0.8"], "guess"),
+        (["--shape", TINY, "--mode", "guess@0.8"], "decoding: .*guess"),
+        (["--shape", TINY, "--concurrency", "1", "--max-tokens", "9999999"], "ask for at most"),
     ],
 )
 def test_what_cannot_be_profiled_is_refused_in_words(arguments: list[str], said: str) -> None:
     with pytest.raises(SystemExit, match=said):
         main(arguments)
+
+
+@pytest.mark.parametrize("flag", ["--steps", "--concurrency", "--max-tokens", "--warm-up"])
+def test_numbers_out_of_range_are_named(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_arguments([flag, "-1"])
+    assert f"{flag} must be at least" in capsys.readouterr().err

@@ -174,6 +174,12 @@ def test_reports_that_say_nothing_are_refused(tmp_path: Path) -> None:
     path.write_text("[]")
     with pytest.raises(ValueError, match="no list 'rows'"):
         read_runs(path)
+    path.write_text("[1,")
+    with pytest.raises(ValueError, match=r"report\.json is not JSON"):
+        read_runs(path)
+    path.write_text(json.dumps({"rows": [1]}))
+    with pytest.raises(ValueError, match="none of the 1 rows"):
+        read_runs(path)
     path.write_text(json.dumps({"rows": [{"steps": 3}]}))
     with pytest.raises(ValueError, match="none of the 1 rows"):
         read_runs(path)
@@ -200,6 +206,10 @@ def test_a_shape_is_a_name_or_a_file(tmp_path: Path) -> None:
     assert shape_config("SDAR-8B").hidden_size == 4096
     with pytest.raises(ValueError, match="neither one of"):
         shape_config("sdar-9b")
+    other = tmp_path / "other.json"
+    other.write_text("[1]")
+    with pytest.raises(ValueError, match="holds no object"):
+        shape_config(str(other))
 
 
 def test_limits_are_measured_once_and_used_again(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import xml.etree.ElementTree as ElementTree
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -180,6 +182,22 @@ def test_an_error_leaves_the_engine_idle() -> None:
     with pytest.raises(KeyboardInterrupt):
         loop(engine, [2, 40, 40], 2).run(stop)
     assert not engine.has_unfinished()
+
+
+def test_an_engine_whose_step_was_interrupted_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = FakeEngine()
+    calls: list[str] = []
+
+    def interrupted() -> list[TokenDelta]:
+        calls.append("step")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        loop(engine, [2, 40], 2).run()
+    assert calls == ["step"]
 
 
 def test_times_are_those_a_client_sees() -> None:
@@ -362,6 +380,32 @@ def test_a_real_run_reports_everything(
         f"{mode} x {n}" for mode in ("block@0.8", "focus@0.8") for n in (1, 2)
     }
     assert not any(r.assumed for r in runs)
+
+
+def test_an_interrupted_run_keeps_what_was_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure = throughput.measure
+
+    def measure_once(args: Namespace, bench: throughput.Bench, mode: str, *rest: Any) -> Row:
+        if mode != "block@0.8":
+            raise KeyboardInterrupt
+        row: Row = measure(args, bench, mode, *rest)
+        return row
+
+    monkeypatch.setattr(throughput, "measure", measure_once)
+    report = tmp_path / "t.json"
+    with pytest.raises(SystemExit) as stopped:
+        throughput.main(
+            [
+                *("--device", "cpu", "--mode", "block@0.8", "--mode", "focus@0.8"),
+                *("--concurrency", "1", "--num-prompts", "1", "--num-warmups", "0"),
+                *("--input-len", "60", "--output-len", "8", "--json", str(report)),
+            ]
+        )
+    assert stopped.value.code == 130
+    assert "interrupted after 1 runs" in capsys.readouterr().out
+    assert [row["mode"] for row in json.loads(report.read_text())["rows"]] == ["block@0.8"]
 
 
 def test_full_steps_are_profiled_and_leave_the_engine_idle() -> None:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from itertools import islice
+from itertools import chain, islice, repeat
 from pathlib import Path
 
 import pytest
@@ -9,7 +9,9 @@ import pytest
 from focus_ray.benchmarks.conversations import prompt_of, read_file, read_hub
 from focus_ray.benchmarks.settings import engine_fields
 from focus_ray.benchmarks.throughput_flags import MODES, STATIC_MODES, parse_arguments
+from focus_ray.benchmarks.throughput_setup import load, make_prompts
 from focus_ray.benchmarks.workload import (
+    MOST_UNFIT,
     Lengths,
     Prompt,
     bundled_prompts,
@@ -64,6 +66,32 @@ def test_short_lists_start_again_and_long_prompts_are_left_out() -> None:
     assert [len(prompt.token_ids) for prompt in chosen] == [5, 6, 5, 6, 5]
     with pytest.raises(ValueError, match="no prompt fits a context of 14"):
         choose(prompts, 5, max_model_len=14)
+
+
+def test_an_endless_source_is_given_up() -> None:
+    with pytest.raises(ValueError, match="no prompt fits a context of 14"):
+        choose(repeat(Prompt((1,), 14)), 1, max_model_len=14)
+    behind = chain([Prompt((1,), 1)], repeat(Prompt((1,), 14)))
+    assert choose(behind, 2, max_model_len=14) == [Prompt((1,), 1)] * 2
+
+
+def test_a_list_is_searched_to_its_end() -> None:
+    fitting = Prompt((1,), 1)
+    assert choose([Prompt((1,), 14)] * 2 * MOST_UNFIT + [fitting], 1, 14) == [fitting]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        pytest.param(("--input-len", "9999999"), id="prompt"),
+        pytest.param(("--output-len", "9999999"), id="answer"),
+        pytest.param(("--max-model-len", "16"), id="context"),
+    ],
+)
+def test_lengths_that_cannot_fit_are_refused(flags: tuple[str, ...]) -> None:
+    args = parse_arguments(flags, None)
+    with pytest.raises(ValueError, match=r"takes at least .* lower one of them"):
+        make_prompts(args, load(args), 1)
 
 
 TURNS = [
@@ -144,14 +172,22 @@ def test_files_of_either_kind(as_list: bool, tokenizer: Tokenizer, tmp_path: Pat
     ("text", "words"),
     [
         pytest.param("[1", "neither a JSON list nor JSON lines", id="broken"),
-        pytest.param("", "holds no user turn", id="empty"),
+        pytest.param('{"prompt": "A"}\n{', "JSON lines: line 2, column 2", id="broken line"),
+        pytest.param("\xff", "broken.json is neither", id="not UTF-8"),
+        pytest.param("", "holds no prompt, and no user turn", id="empty"),
     ],
 )
 def test_a_file_that_holds_no_prompts_is_refused(text: str, words: str, tmp_path: Path) -> None:
     file = tmp_path / "broken.json"
-    file.write_text(text)
+    file.write_text(text, encoding="latin-1")
     with pytest.raises(ValueError, match=words):
         read_file(file)
+
+
+def test_a_line_ends_with_a_newline_alone(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"prompt": "A\u2028B\x85C"}\n', encoding="utf-8")
+    assert read_file(file) == [[{"role": "user", "content": "A\u2028B\x85C"}]]
 
 
 def test_the_hub_needs_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,6 +261,18 @@ def test_defaults_depend_on_what_is_asked() -> None:
         pytest.param(["--plot", "a.png"], "ends in .svg", id="plot"),
         pytest.param(["--max-num-seqs", "8"], "below the concurrency 512", id="too few places"),
         pytest.param(["--concurrency", "0"], "at least 1", id="no concurrency"),
+        pytest.param(["--num-prompts", "0"], "--num-prompts must be at least 1", id="no prompts"),
+        pytest.param(["--output-len", "-5"], "--output-len must be at least 1", id="no answer"),
+        pytest.param(["--num-warmups", "-1"], "--num-warmups must be at least 0", id="warm-ups"),
+        pytest.param(["--rounds", "nan"], "--rounds must be at least 0, got nan", id="no number"),
+        pytest.param(["--range-ratio", "2"], "--range-ratio must be from 0 to 1", id="ratio"),
+        pytest.param(["--json", "/"], "--json / is a folder", id="report"),
+        pytest.param(
+            ["--mode", "block@x"],
+            "--mode block@x: confidence_threshold: Input should be a valid number, unable to parse "
+            "string as a number, got 'x'\n",
+            id="one line",
+        ),
         pytest.param(["--gpu-memory-utilization", "2"], "less than or equal to 1", id="share"),
     ],
 )
