@@ -6,6 +6,7 @@ import gc
 import logging
 import time
 from collections.abc import Callable, Hashable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +32,8 @@ class Recording:
 
 class CudaGraphs:
     """Graphs that share one pool of memory: none holds anything for longer than its part runs.
+
+    While parts are recorded, no other engine of the process may use the device.
 
     The host needs longer to launch a graph than the device to begin it, in proportion to its nodes.
     So a long part is cut: while the device runs the first, short graph, the host launches the next.
@@ -87,8 +90,11 @@ class CudaGraphs:
         begin()
         try:
             body(cut)
-        finally:
-            graphs[-1].capture_end()
+        except BaseException:
+            with suppress(RuntimeError):  # of the two errors, the first one tells
+                graphs[-1].capture_end()
+            raise
+        graphs[-1].capture_end()
         return graphs
 
 
