@@ -13,6 +13,7 @@ from typing import Any, Protocol, Self
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from focus_ray.config import DEFAULT_MODEL, EngineConfig
+from focus_ray.engine.interrupts import between_steps
 from focus_ray.engine.outputs import (
     CompletionOutput,
     EngineLoad,
@@ -201,15 +202,17 @@ class LLM:
         waiting = deque(requests)
         running: set[str] = set()
         try:
-            while waiting or running:
-                self._feed(waiting, running)
-                deltas = self._engine.step()
-                for delta in deltas:
-                    output = outputs[delta.request_id]
-                    output.outputs[delta.index].append(delta)
-                    if output.finished:
-                        running.discard(delta.request_id)
-                progress.show(len(requests) - len(waiting) - len(running), deltas)
+            with between_steps() as take_interrupt:
+                while waiting or running:
+                    self._feed(waiting, running)
+                    deltas = self._engine.step()
+                    for delta in deltas:
+                        output = outputs[delta.request_id]
+                        output.outputs[delta.index].append(delta)
+                        if output.finished:
+                            running.discard(delta.request_id)
+                    progress.show(len(requests) - len(waiting) - len(running), deltas)
+                    take_interrupt()
         finally:
             for request_id in running:  # none are left unless something was raised
                 self._engine.abort(request_id)
