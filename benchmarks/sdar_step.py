@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from focus_ray.benchmarks.expand import SDAR_8B
 from focus_ray.kernels.compact import Compacted, compact
 from focus_ray.kernels.retain import Retained, retain
 from focus_ray.kernels.rotary import rotary_table
@@ -18,18 +19,6 @@ from focus_ray.models.kv_cache import LayerKV
 from focus_ray.models.sdar import SdarConfig, SdarLayer
 from focus_ray.models.step import StepTensors
 
-SDAR_8B = SdarConfig(
-    vocab_size=151936,
-    hidden_size=4096,
-    intermediate_size=12288,
-    num_hidden_layers=36,
-    num_attention_heads=32,
-    num_key_value_heads=8,
-    head_dim=128,
-    rms_norm_eps=1e-6,
-    rope_theta=1e6,
-    max_position_embeddings=4096,
-)
 # Of a size at which the script itself can be looked at on a CPU.
 QUICK_CONFIG = SDAR_8B.model_copy(
     update={
