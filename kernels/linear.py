@@ -8,6 +8,7 @@ T tokens, D inner size, O output size, I intermediate size.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -60,6 +61,27 @@ def partial_linear(x_TD: Tensor, weight_OD: Tensor) -> Summand:
         if tile is not None and tile.num_splits > 1:
             return launch_partial_linear(x_TD, weight_OD, tile)
     return linear(x_TD, weight_OD)
+
+
+def linear_float32(x_TD: Tensor, weight_OD: Tensor) -> Tensor:
+    """``linear`` of inputs and weights taken as float32, and not rounded after it.
+
+    Products of half-precision numbers are exact in float32, so tensor cores that sum them there
+    compute it, whatever the dtype.
+
+    Args:
+        x_TD, weight_OD: as in ``linear``.
+
+    Returns:
+        ``[T, O]`` float32, device of ``x_TD``; contiguous.
+
+    Raises:
+        ValueError: a shape, dtype or layout differs from the above.
+    """
+    _check(x_TD, weight_OD)
+    if x_TD.is_cuda and x_TD.dtype != torch.float32:
+        return torch.mm(x_TD, weight_OD.T, out_dtype=torch.float32)
+    return F.linear(x_TD.float(), weight_OD.float())
 
 
 def linear_swiglu(x_TD: Tensor, weight_2ID: Tensor) -> Tensor:
