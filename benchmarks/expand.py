@@ -43,8 +43,9 @@ import torch
 from focus_ray.benchmarks.expand_files import write_checkpoint
 from focus_ray.benchmarks.expand_weights import Expansion, stream_share
 from focus_ray.models.checkpoint import resolve_checkpoint
+from focus_ray.models.decoder import HEAD_WEIGHT
 from focus_ray.models.loading import LoadedModel, load_model
-from focus_ray.models.sdar import HEAD_WEIGHT, SdarConfig, SdarForCausalLM
+from focus_ray.models.sdar import SdarConfig, SdarForCausalLM
 from focus_ray.models.spec import ModelSpec, read_spec
 
 DEFAULT_SMALL = "sdar-tiny"
@@ -111,6 +112,7 @@ def expand(
     if not isinstance(small.model, SdarForCausalLM):
         raise ValueError(f"only SDAR models can be expanded, not {small.spec.architecture}")
     from_config = small.model.config
+    assert isinstance(from_config, SdarConfig)
     _require_room(from_config, shape)
     mask_token_id = _mask_token_id(small.spec, shape)
     share = stream_share(from_config, shape)

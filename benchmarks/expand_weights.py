@@ -23,7 +23,8 @@ from focus_ray.benchmarks.expand_layout import (
     stream_groups,
     unit_groups,
 )
-from focus_ray.models.sdar import HEAD_WEIGHT, SdarConfig
+from focus_ray.models.decoder import HEAD_WEIGHT
+from focus_ray.models.sdar import SdarConfig
 
 EMBEDDING, LAST_NORM = "model.embed_tokens.weight", "model.norm.weight"
 

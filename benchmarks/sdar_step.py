@@ -15,8 +15,10 @@ from focus_ray.benchmarks.expand import SDAR_8B
 from focus_ray.kernels.compact import Compacted, compact
 from focus_ray.kernels.retain import Retained, retain
 from focus_ray.kernels.rotary import rotary_table
+from focus_ray.models.decoder import DecoderLayer
 from focus_ray.models.kv_cache import LayerKV
-from focus_ray.models.sdar import SdarConfig, SdarLayer
+from focus_ray.models.layers import SwiGLU
+from focus_ray.models.sdar import SdarConfig
 from focus_ray.models.step import StepTensors
 
 # Of a size at which the script itself can be looked at on a CPU.
@@ -128,10 +130,11 @@ class Step:
         q_THd = self.random(num_tokens, config.num_attention_heads, config.head_dim)
         return q_THd, self.random(num_tokens, config.num_key_value_heads, config.head_dim)
 
-    def layer(self) -> SdarLayer:
+    def layer(self) -> DecoderLayer:
         """A layer of the model with random weights."""
         with torch.device(self.device):
-            layer = SdarLayer(self.config, self.dtype)
+            mlp = SwiGLU(self.config.hidden_size, self.config.intermediate_size, self.dtype)
+            layer = DecoderLayer(self.config, mlp, self.dtype)
         for parameter in layer.parameters():
             parameter.normal_(0.0, 0.02, generator=self._generator)
         return layer

@@ -5,6 +5,7 @@ T tokens, D hidden size, I intermediate size, V vocabulary.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 import torch
@@ -39,14 +40,38 @@ class SummandLinear(nn.Module):
         return partial_linear(x_TD, self.weight)
 
 
-class FusedLinear(nn.Module):
+class StoredInParts(nn.Module, ABC):
+    """A module whose weights checkpoints store in other pieces than it holds."""
+
+    @abstractmethod
+    def stored_parts(self, name: str) -> dict[str, Tensor]:
+        """The pieces, views of its own weights, under their names in a checkpoint.
+
+        Args:
+            name: of the module itself.
+        """
+
+
+class FusedLinear(StoredInParts):
     """Several linear maps of one input as one product; their weights lie one below the other.
 
-    ``part_sizes`` names each map as checkpoints do, with its number of outputs.
+    Args:
+        in_size: of the input.
+        part_sizes: names each map as checkpoints do, with its number of outputs.
+        dtype: of the weight.
+        stored_whole: checkpoints store the one weight, under the name of the module.
     """
 
-    def __init__(self, in_size: int, part_sizes: Mapping[str, int], dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        in_size: int,
+        part_sizes: Mapping[str, int],
+        dtype: torch.dtype,
+        *,
+        stored_whole: bool = False,
+    ) -> None:
         super().__init__()
+        self.stored_whole = stored_whole
         self.part_sizes = dict(part_sizes)
         self.weight = nn.Parameter(
             torch.empty(sum(part_sizes.values()), in_size, dtype=dtype), requires_grad=False
@@ -56,22 +81,25 @@ class FusedLinear(nn.Module):
         """The outputs of the maps, side by side in their order."""
         return linear(x_TD, self.weight)
 
-    def parts(self) -> dict[str, Tensor]:
-        """The weight of each map, a view of the one weight."""
-        return dict(
-            zip(self.part_sizes, self.weight.split([*self.part_sizes.values()]), strict=True)
-        )
+    def stored_parts(self, name: str) -> dict[str, Tensor]:
+        if self.stored_whole:
+            return {f"{name}.weight": self.weight}
+        owner = name.rpartition(".")[0]
+        weights = self.weight.split([*self.part_sizes.values()])
+        return {
+            f"{owner}.{part}.weight": weight
+            for part, weight in zip(self.part_sizes, weights, strict=True)
+        }
 
 
 def stored_weights(model: nn.Module) -> dict[str, Tensor]:
-    """All weights under the names of a checkpoint, which stores the parts of fused ones apart."""
+    """All weights under the names of a checkpoint."""
     weights: dict[str, Tensor] = dict(model.named_parameters())
     for name, module in model.named_modules():
-        if isinstance(module, FusedLinear):
-            del weights[f"{name}.weight"]
-            owner = name.rpartition(".")[0]
-            for part, weight in module.parts().items():
-                weights[f"{owner}.{part}.weight"] = weight
+        if isinstance(module, StoredInParts):
+            for own, _ in module.named_parameters(recurse=False):
+                del weights[f"{name}.{own}"]
+            weights.update(module.stored_parts(name))
     return weights
 
 
@@ -103,8 +131,20 @@ class RMSNorm(nn.Module):
         return add_rms_norm(x_TD, added_TD, self.weight, self.eps)
 
 
-class SwiGLU(nn.Module):
-    """The feed-forward part: ``down(silu(gate(x)) * up(x))``."""
+class FeedForward(nn.Module, ABC):
+    """The second half of a layer, between a norm and the stream."""
+
+    @abstractmethod
+    def forward(self, x_TD: Tensor, num_tokens_1: Tensor) -> Summand:
+        """What is to be added to the stream.
+
+        Args:
+            num_tokens_1: ``[1]`` int32, tokens from this one on belong to nobody.
+        """
+
+
+class SwiGLU(FeedForward):
+    """One network for all tokens: ``down(silu(gate(x)) * up(x))``."""
 
     def __init__(self, hidden_size: int, intermediate_size: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -112,7 +152,7 @@ class SwiGLU(nn.Module):
         self.gate_up_proj = FusedLinear(hidden_size, sizes, dtype)
         self.down_proj = SummandLinear(intermediate_size, hidden_size, dtype)
 
-    def forward(self, x_TD: Tensor) -> Summand:
+    def forward(self, x_TD: Tensor, num_tokens_1: Tensor) -> Summand:
         down_TD: Summand = self.down_proj(linear_swiglu(x_TD, self.gate_up_proj.weight))
         return down_TD
 

@@ -7,7 +7,7 @@ change nothing here (training, bookkeeping), and the rest. The rest is logged, n
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 logger = logging.getLogger(__name__)
 
@@ -37,28 +37,72 @@ BOOKKEEPING_FIELDS = frozenset(
     }
 )
 
-# Used in training only; seen in the configurations the SDAR authors publish.
+# Used in training only; seen in the configurations that the authors of SDAR and LLaDA2 publish.
 TRAINING_FIELDS = frozenset(
     {
         "attention_dropout",
         "debug",
+        "embedding_dropout",
         "ep_size",
         "fuse_cross_entropy",
         "initializer_range",
         "micro_forward",
+        "output_dropout",
+        "output_router_logits",
+        "router_aux_loss_coef",
         "skip_checkpoint",
         "use_deepep",
     }
 )
 
+ROPE_FIELDS = ("rope_theta", "partial_rotary_factor")
 
 # Read by the functions below.
 INTERPRETED_FIELDS = frozenset(
-    {"dtype", "torch_dtype", "rope_theta", "rope_parameters", "rope_scaling"}
+    {"dtype", "torch_dtype", *ROPE_FIELDS, "rope_parameters", "rope_scaling"}
 )
 
 # Say nothing more once ``use_sliding_window`` and ``layer_types`` are known to be off.
 WINDOW_FIELDS = frozenset({"sliding_window", "max_window_layers", "layer_types"})
+
+
+def published_decoder(
+    fields: Mapping[str, object],
+    taken: Collection[str],
+    only_supported: Mapping[str, tuple[object, ...]],
+    *,
+    defaults: Mapping[str, object] | None = None,
+) -> dict[str, object]:
+    """What a decoder's configuration is made from.
+
+    Args:
+        fields: the whole ``config.json``.
+        taken: names the model keeps.
+        only_supported: switches, each with the values that this model computes.
+        defaults: of the authors' configuration class, for fields that are absent.
+
+    Raises:
+        ValueError: a field asks for what is not computed, is malformed, or contradicts another.
+    """
+    for name, supported in only_supported.items():
+        require_one_of(fields, name, *supported)
+    layer_types = fields.get("layer_types") or []
+    if not isinstance(layer_types, list) or set(layer_types) - {"full_attention"}:
+        raise ValueError(f"layer_types {layer_types} is not supported, only 'full_attention'")
+    rope = published_rope(fields)
+    values = {
+        **(defaults or {}),
+        **known_fields(fields, frozenset(taken).difference(ROPE_FIELDS), frozenset(only_supported)),
+        **rope,
+        "dtype": published_dtype(fields),
+    }
+    if "rope_theta" not in values:
+        raise ValueError("rope_theta is missing, both at the top and in rope_parameters")
+    if "partial_rotary_factor" not in taken and values.pop("partial_rotary_factor", 1.0) != 1.0:
+        raise ValueError(
+            f"partial_rotary_factor {rope['partial_rotary_factor']} is not supported, only 1"
+        )
+    return values
 
 
 def known_fields(
@@ -95,36 +139,41 @@ def published_dtype(fields: Mapping[str, object]) -> str:
     return str(value).removeprefix("torch.")
 
 
-def published_rope_theta(fields: Mapping[str, object]) -> float:
-    """The rotary base: ``rope_theta``, or the one in ``rope_parameters`` (transformers 5).
+def published_rope(fields: Mapping[str, object]) -> dict[str, float]:
+    """How positions turn heads: ``rope_theta`` and ``partial_rotary_factor``, where they are given.
+
+    Both stand at the top, or in ``rope_parameters`` (transformers 5), or in both.
 
     Raises:
-        ValueError: no base, two different ones, or positions scaled in any way.
+        ValueError: two different values of one, or positions scaled in any way.
     """
-    bases: dict[str, object] = {}
-    if fields.get("rope_theta") is not None:
-        bases["rope_theta"] = fields["rope_theta"]
-    for name in ("rope_parameters", "rope_scaling"):
-        entries = fields.get(name)
+    given: dict[str, dict[str, object]] = {name: {} for name in ROPE_FIELDS}
+    for name in ROPE_FIELDS:
+        if fields.get(name) is not None:
+            given[name][name] = fields[name]
+    for place in ("rope_parameters", "rope_scaling"):
+        entries = fields.get(place)
         if entries is None:
             continue
         if not isinstance(entries, Mapping):
-            raise ValueError(f"{name} must be an object or null, got {entries!r}")
+            raise ValueError(f"{place} must be an object or null, got {entries!r}")
         kind = entries.get("rope_type", entries.get("type", "default"))
         if kind != "default":
-            raise ValueError(f"{name} of type {kind!r} is not supported, only 'default'")
-        require_one_of(entries, "partial_rotary_factor", 1, None)
-        if entries.get("rope_theta") is not None:
-            bases[f"{name}.rope_theta"] = entries["rope_theta"]
-    if not bases:
-        raise ValueError("rope_theta is missing, both at the top and in rope_parameters")
-    values = {_as_float(value) for value in bases.values()}
+            raise ValueError(f"{place} of type {kind!r} is not supported, only 'default'")
+        for name in ROPE_FIELDS:
+            if entries.get(name) is not None:
+                given[name][f"{place}.{name}"] = entries[name]
+    return {name: _agreed(name, values) for name, values in given.items() if values}
+
+
+def _agreed(name: str, given: Mapping[str, object]) -> float:
+    values = {_as_float(name, value) for value in given.values()}
     if len(values) > 1:
-        raise ValueError(f"the rotary bases disagree: {bases}")
+        raise ValueError(f"the values of {name} disagree: {dict(given)}")
     return values.pop()
 
 
-def _as_float(value: object) -> float:
+def _as_float(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"rope_theta must be a number, got {value!r}")
+        raise ValueError(f"{name} must be a number, got {value!r}")
     return float(value)

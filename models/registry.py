@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from focus_ray.errors import CheckpointError
 from focus_ray.models.base import BlockDiffusionModel
+from focus_ray.models.llada2 import Llada2ForCausalLM
 from focus_ray.models.sdar import SdarForCausalLM
+from focus_ray.models.sdar_moe import SdarMoeForCausalLM
 
 # Keys are spelled as in the "architectures" field of config.json.
 MODEL_CLASSES: dict[str, type[BlockDiffusionModel]] = {
+    "LLaDA2MoeModelLM": Llada2ForCausalLM,
     "SDARForCausalLM": SdarForCausalLM,
+    "SDARMoeForCausalLM": SdarMoeForCausalLM,
 }
 
 

@@ -50,3 +50,8 @@ class StepTensors:
     max_row_len: int
     max_kv_len: int
     busy_rows: int
+
+    @property
+    def num_tokens_1(self) -> Tensor:
+        """``[1]`` int32, how many of the T tokens belong to somebody."""
+        return self.row_offsets_S1[-1:]

@@ -43,11 +43,13 @@ def keep_cases(directory: Path, count: int) -> dict[str, object]:
     return golden
 
 
-@pytest.mark.parametrize("family", ["sdar"])
-def test_golden_checkpoint_is_reproduced(family: str, device: torch.device) -> None:
+@pytest.mark.parametrize(("family", "num_generations"), [("sdar", 38), ("sdar_moe", 38)])
+def test_golden_checkpoint_is_reproduced(
+    family: str, num_generations: int, device: torch.device
+) -> None:
     report = check_model_directory(TESTS / "golden" / "models" / family, device.type)
     assert [item for item in report.differences if not item.fragile] == []
-    assert report.checked["generations"] == 38
+    assert report.checked["generations"] == num_generations
     assert report.worst_relative_error < 1e-4
 
 

@@ -171,7 +171,7 @@ def check_generations(report: Report, golden: Case, device: str) -> None:
     for case in golden["cases"]:
         report.checked["generations"] += 1
         report.checked["fragile generations"] += case["fragile"]
-        if case["kind"] in UNMASKING_OF_KIND and not case.get("eos_early_stop"):
+        if case["kind"] in UNMASKING_OF_KIND:
             by_block_length[case["block_length"]].append(case)
         else:
             report.differences.append(
@@ -267,6 +267,10 @@ def compare_generation(case: Case, found: Generation, mask_token_id: int) -> lis
     if len(expected_steps) != len(found.steps):
         want_count, got_count = str(len(expected_steps)), str(len(found.steps))
         differences.append(Difference(f"{case['name']} steps", want_count, got_count, fragile))
+    returned = tuple(case.get("returned_ids") or ())
+    if returned and returned != returned_tokens(case, found):
+        text = str([*returned_tokens(case, found)])
+        differences.append(Difference(f"{case['name']} returned", str([*returned]), text, fragile))
     if tuple(case["final_canvas"]) != found.canvas:
         differences.append(
             Difference(
@@ -276,17 +280,34 @@ def compare_generation(case: Case, found: Generation, mask_token_id: int) -> lis
     return differences
 
 
+def returned_tokens(case: Case, found: Generation) -> tuple[int, ...]:
+    """The generated tokens up to the first stop token, as LLaDA2's ``generate`` returns them."""
+    start = len(case["prompt_ids"])
+    tokens = found.canvas[start : start + case["gen_length"]]
+    stop = case["stop_token_id"]
+    return tokens[: tokens.index(stop) + 1] if stop in tokens else tokens
+
+
 def cut_at_stop(case: Case, found: Generation, mask_token_id: int) -> Generation:
-    """End a run after the first block with the stop token, as the reference does."""
+    """End a run where the reference does.
+
+    After the first block with the stop token; with ``eos_early_stop`` also after a step that wrote
+    one and left no mask before the first of the canvas.
+    """
     stop, block_length = case["stop_token_id"], case["block_length"]
-    if stop is None or stop not in found.canvas[len(case["prompt_ids"]) :]:
+    prompt_len = len(case["prompt_ids"])
+    if stop is None or stop not in found.canvas[prompt_len:]:
         return found
-    position = found.canvas.index(stop, len(case["prompt_ids"]))
-    end = (position // block_length + 1) * block_length
-    return Generation(
-        canvas=found.canvas[:end] + (mask_token_id,) * (len(found.canvas) - end),
-        steps=tuple(step for step in found.steps if step[0] < end),
-    )
+    canvas = [*case["prompt_ids"], *[mask_token_id] * (len(found.canvas) - prompt_len)]
+    for count, (block_start, _, positions, tokens, _) in enumerate(found.steps, 1):
+        for position, token in zip(positions, tokens, strict=True):
+            canvas[position] = token
+        block_end = block_start + block_length
+        closes = mask_token_id not in canvas[:block_end] and stop in canvas[prompt_len:block_end]
+        early = case["eos_early_stop"] and stop in tokens
+        if closes or (early and mask_token_id not in canvas[: canvas.index(stop)]):
+            return Generation(canvas=tuple(canvas), steps=found.steps[:count])
+    return found
 
 
 def same_step(want: Step, got: Step) -> bool:
