@@ -33,6 +33,10 @@ class ModelConfig(BaseModel):
 
     default_block_length: ClassVar[int]
     default_mask_token_id: ClassVar[int]
+    default_stop_token_ids: ClassVar[tuple[int, ...]] = ()
+    """What ends a text where no file of the checkpoint says so."""
+    turn_ends: ClassVar[tuple[str, ...]] = ()
+    """Tokens that end a turn of a conversation, beside what the checkpoint lists as its end."""
 
     vocab_size: PositiveInt
     num_hidden_layers: PositiveInt

@@ -58,6 +58,7 @@ class Llada2Config(DecoderConfig):
     default_block_length: ClassVar[int] = 32
     default_mask_token_id: ClassVar[int] = 156895
     default_stop_token_ids: ClassVar[tuple[int, ...]] = (156892,)
+    turn_ends: ClassVar[tuple[str, ...]] = ("<|role_end|>",)
     stores_qkv_whole: ClassVar[bool] = True
 
     intermediate_size: PositiveInt | None = Field(None, description="Of dense layers, if any.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,13 +14,11 @@ from focus_ray.errors import CheckpointError
 from focus_ray.models.base import BlockDiffusionModel, ModelConfig
 from focus_ray.models.checkpoint import CONFIG_FILE, read_json
 from focus_ray.models.registry import model_class
+from focus_ray.models.special_tokens import SpecialTokens
 
 logger = logging.getLogger(__name__)
 
 GENERATION_FILE = "generation_config.json"
-
-# SDAR's own files spell it in two ways, LLaDA2's in a third.
-MASK_SPELLINGS = ("<|MASK|>", "<MASK>", "<|mask|>")
 
 _BLOCK_LENGTH_IN_NAME = re.compile(r"(?:^|[-_])b(\d+)(?=$|[-_])", re.IGNORECASE)
 
@@ -100,6 +97,7 @@ def read_spec(
     path = Path(path)
     architecture, _, config = read_config(path)
     generation = read_json(path / GENERATION_FILE) or {}
+    special = SpecialTokens(path)
     return ModelSpec(
         architecture=architecture,
         vocab_size=config.vocab_size,
@@ -107,9 +105,9 @@ def read_spec(
         num_kv_heads=config.num_key_value_heads,
         head_dim=config.head_dim,
         max_position_embeddings=config.max_position_embeddings,
-        mask_token_id=_mask_token_id(path, config),
+        mask_token_id=_mask_token_id(path, config, special),
         block_length=_block_length(config, name or path.resolve().name, block_length),
-        stop_token_ids=_stop_token_ids(path, generation, config.vocab_size),
+        stop_token_ids=_stop_token_ids(path, config, generation, special),
         sampling=_sampling_defaults(path, generation),
         dtype=getattr(torch, config.dtype),
     )
@@ -141,12 +139,12 @@ def _block_length(config: ModelConfig, name: str, explicit: int | None) -> int:
     return config.block_size or in_name or config.default_block_length
 
 
-def _mask_token_id(path: Path, config: ModelConfig) -> int:
+def _mask_token_id(path: Path, config: ModelConfig, special: SpecialTokens) -> int:
     """The mask id: the configuration's, else the tokenizer's, else the family's usual one."""
     vocab_size = config.vocab_size
     mask_token_id, source = config.mask_token_id, CONFIG_FILE
     if mask_token_id is None:
-        mask_token_id, source = _tokenizer_mask_token_id(path), "its tokenizer files"
+        mask_token_id, source = special.mask_token_id, "its tokenizer files"
     if mask_token_id is None:
         mask_token_id, source = config.default_mask_token_id, "the default of its architecture"
     if not 0 <= mask_token_id < vocab_size:
@@ -157,39 +155,27 @@ def _mask_token_id(path: Path, config: ModelConfig) -> int:
     return mask_token_id
 
 
-def _tokenizer_mask_token_id(path: Path) -> int | None:
-    settings = read_json(path / "tokenizer_config.json") or {}
-    mask_token = settings.get("mask_token")
-    if isinstance(mask_token, dict):
-        mask_token = mask_token.get("content")
-    ids = dict(_added_tokens(path, settings))
-    spellings = (mask_token, *MASK_SPELLINGS) if isinstance(mask_token, str) else MASK_SPELLINGS
-    return next((ids[spelling] for spelling in spellings if spelling in ids), None)
+def _stop_token_ids(
+    path: Path, config: ModelConfig, generation: dict[str, object], special: SpecialTokens
+) -> tuple[int, ...]:
+    """End-of-text ids, and ends of a turn.
 
-
-def _added_tokens(path: Path, settings: dict[str, object]) -> Iterator[tuple[str, int]]:
-    """Every (spelling, id) that the tokenizer's files list beside the ordinary vocabulary."""
-    listed = read_json(path / "added_tokens.json") or {}
-    yield from ((text, int(str(token_id))) for text, token_id in listed.items())
-    tokenizer = read_json(path / "tokenizer.json") or {}
-    entries = tokenizer.get("added_tokens")
-    for entry in entries if isinstance(entries, list) else ():
-        yield str(entry["content"]), int(entry["id"])
-    decoder = settings.get("added_tokens_decoder")
-    for token_id, entry in (decoder if isinstance(decoder, dict) else {}).items():
-        yield str(entry["content"]), int(token_id)
-
-
-def _stop_token_ids(path: Path, generation: dict[str, object], vocab_size: int) -> tuple[int, ...]:
-    """End-of-text ids. SDAR's config lists one of two, its generation config both."""
+    SDAR's config lists one of two, its generation config both; LLaDA2's config lists none.
+    """
     value = generation.get("eos_token_id")
     if value is None:
         value = _require_config(path).get("eos_token_id")
+    if value is None:
+        value = special.eos_token_id
     values = value if isinstance(value, list) else [] if value is None else [value]
+    if value is None:
+        values += [each for each in config.default_stop_token_ids if each < config.vocab_size]
+    values += [special.ids[text] for text in config.turn_ends if text in special.ids]
     for token_id in values:
-        if type(token_id) is not int or not 0 <= token_id < vocab_size:
+        if type(token_id) is not int or not 0 <= token_id < config.vocab_size:
             raise CheckpointError(
-                f"{path}: eos_token_id {token_id!r} is outside the vocabulary of {vocab_size}"
+                f"{path}: eos_token_id {token_id!r} is outside the vocabulary of "
+                f"{config.vocab_size}"
             )
     return tuple(dict.fromkeys(values))
 

@@ -18,6 +18,7 @@ from focus_ray.models.kv_cache import KVCache
 from focus_ray.models.loading import LoadedModel, load_model
 from focus_ray.models.step import StepTensors
 
+GOLDEN = Path(__file__).parents[1] / "golden" / "models"
 B, NUM_ROWS, PADDING = 8, 3, 5
 NUM_TOKENS = NUM_ROWS * B
 
@@ -103,9 +104,9 @@ class Pass:
         return hidden_RD[: int(self.retained.counts_2[0])]
 
 
-@pytest.fixture
-def loaded(golden_sdar: Path, device: torch.device) -> LoadedModel:
-    return load_model(str(golden_sdar), device=device, dtype=torch.float32)
+@pytest.fixture(params=["sdar", "sdar_moe", "llada2"])
+def loaded(request: pytest.FixtureRequest, device: torch.device) -> LoadedModel:
+    return load_model(str(GOLDEN / request.param), device=device, dtype=torch.float32)
 
 
 def test_nobody_evicted_is_as_without_eviction(loaded: LoadedModel, device: torch.device) -> None:
