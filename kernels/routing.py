@@ -10,6 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from focus_ray.kernels.launch import can_launch
+from focus_ray.kernels.routing_kernels import launch_groups, launch_softmax
+
 
 @dataclass(frozen=True)
 class Routing:
@@ -17,7 +20,8 @@ class Routing:
 
     Args:
         expert_Tk: ``[T, k]`` int32; E for tokens that belong to nobody.
-        weight_Tk: ``[T, k]`` float32, what the output of each is multiplied by.
+        weight_Tk: ``[T, k]`` float32, what the output of each is multiplied by; 0 for tokens that
+            belong to nobody.
     """
 
     expert_Tk: Tensor
@@ -42,6 +46,11 @@ def route_by_softmax(
         ValueError: a shape, dtype or number differs from the above.
     """
     _check(logits_TE, num_chosen, num_tokens_1)
+    if len(logits_TE) and _can_launch(logits_TE, num_tokens_1):
+        found = launch_softmax(
+            logits_TE, num_chosen, renormalise=renormalise, num_tokens_1=num_tokens_1
+        )
+        return Routing(*found)
     return route_by_softmax_reference(
         logits_TE, num_chosen, renormalise=renormalise, num_tokens_1=num_tokens_1
     )
@@ -93,6 +102,17 @@ def route_within_groups(
             f"num_chosen {num_chosen} is above the {num_eligible} experts of {num_chosen_groups} "
             f"of {num_groups} groups"
         )
+    if len(logits_TE) and _can_launch(logits_TE, bias_E, num_tokens_1):
+        found = launch_groups(
+            logits_TE,
+            bias_E,
+            num_chosen,
+            num_groups=num_groups,
+            num_chosen_groups=num_chosen_groups,
+            scaling=scaling,
+            num_tokens_1=num_tokens_1,
+        )
+        return Routing(*found)
     return route_within_groups_reference(
         logits_TE,
         bias_E,
@@ -115,6 +135,10 @@ def _check(logits_TE: Tensor, num_chosen: int, num_tokens_1: Tensor | None) -> N
         raise ValueError(
             f"num_tokens must be int32 [1], got {num_tokens_1.dtype} {tuple(num_tokens_1.shape)}"
         )
+
+
+def _can_launch(*tensors: Tensor | None) -> bool:
+    return can_launch(*(tensor for tensor in tensors if tensor is not None))
 
 
 def route_by_softmax_reference(
@@ -166,7 +190,9 @@ def _routing(
     expert_Tk: Tensor, weight_Tk: Tensor, logits_TE: Tensor, num_tokens_1: Tensor | None
 ) -> Routing:
     num_tokens, num_experts = logits_TE.shape
+    weight_Tk = weight_Tk.to(logits_TE.dtype).float()
     if num_tokens_1 is not None:
-        token_T = torch.arange(num_tokens, device=logits_TE.device)
-        expert_Tk = expert_Tk.masked_fill((token_T >= num_tokens_1)[:, None], num_experts)
-    return Routing(expert_Tk.int(), weight_Tk.to(logits_TE.dtype).float())
+        is_nobodys_T1 = torch.arange(num_tokens, device=logits_TE.device)[:, None] >= num_tokens_1
+        expert_Tk = expert_Tk.masked_fill(is_nobodys_T1, num_experts)
+        weight_Tk = weight_Tk.masked_fill(is_nobodys_T1, 0.0)
+    return Routing(expert_Tk.int(), weight_Tk)
