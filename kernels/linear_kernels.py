@@ -170,7 +170,7 @@ def _linear_kernel(
         sum_OT = tl.dot(weight_OH, x_HT, sum_OT, input_precision="ieee")
 
     if SPLITS == 1:
-        _store(sum_OT, out_ptr, tile, token_T, is_token_T, out_size, GATED, BLOCK_O)
+        store_product(sum_OT, out_ptr, tile, token_T, is_token_T, out_size, GATED, BLOCK_O)
     else:
         column_O = tile * BLOCK_O + place_O
         stored_TO = is_token_T[:, None] & (column_O < out_size)[None, :]
@@ -186,7 +186,7 @@ def _linear_kernel(
                 for split in tl.static_range(SPLITS):
                     share_ptrs = sums_ptr + split * stride_s + places_TO
                     total_TO += tl.load(share_ptrs, mask=stored_TO, other=0.0, cache_modifier=".cg")
-                _store(
+                store_product(
                     tl.trans(total_TO),
                     out_ptr,
                     tile,
@@ -212,7 +212,7 @@ def _held_until_here(x):
 
 
 @triton.jit
-def _store(
+def store_product(
     sum_OT,
     out_ptr,
     tile,
@@ -222,7 +222,10 @@ def _store(
     GATED: tl.constexpr,
     BLOCK_O: tl.constexpr,
 ):
-    """Round the sums and write them, gated or not."""
+    """Round the sums of BLOCK_O weight rows, the ``tile``-th ones, and write them, gated or not.
+
+    Of gated ones half of the rows are the gate's. Token numbers say where in ``out`` a column goes.
+    """
     dtype = out_ptr.dtype.element_ty
     rounded_TO = tl.trans(sum_OT).to(dtype)
     if GATED:

@@ -1,5 +1,12 @@
 """The feed-forward part of a mixture of experts: every token through the experts of its own.
 
+In four launches, each in a file of its own: which tokens go to each expert (``moe_placement``), the
+gated product and the down projection, tile by tile of an expert's tokens (``moe_products``, cut as
+``moe_tiles`` says), and the sum over a token's experts (``moe_combine``). Which experts these are,
+``routing`` says. No count of an expert's tokens comes to the host: grids have room for any routing,
+and programs without work end at once. Files meet in row numbers only: a token's row is gathered
+where a product reads it, and rows of pairs stand in the order of the tokens.
+
 T tokens, D hidden size, E experts, k experts per token, I intermediate size of an expert. A *pair*
 is a token with one of its experts: number ``t * k + place``, T k pairs.
 """
@@ -9,8 +16,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from focus_ray.kernels.launch import can_launch
 from focus_ray.kernels.linear import linear, linear_swiglu
-from focus_ray.kernels.partial_sums import PartialSums, Summand
+from focus_ray.kernels.moe_combine import combine_reference, launch_combine
+from focus_ray.kernels.moe_placement import place
+from focus_ray.kernels.moe_products import expert_product
+from focus_ray.kernels.moe_tiles import moe_tiles
+from focus_ray.kernels.partial_sums import Summand
 from focus_ray.kernels.routing import Routing
 
 
@@ -35,7 +47,8 @@ def moe(
         gate_up_E2ID: ``[E, 2 I, D]``, dtype of ``x_TD``, contiguous; of each expert the gate above
             the up projection.
         down_EDI: ``[E, D, I]``, the same.
-        added_TD: ``[T, D]``, or partial sums of it; what shared experts make of the tokens.
+        added_TD: ``[T, D]``, unit stride along D, or partial sums of it: what shared experts make
+            of the tokens.
 
     Returns:
         ``[T, D]``, dtype and device of ``x_TD``; contiguous.
@@ -44,7 +57,17 @@ def moe(
         ValueError: a shape, dtype or layout differs from the above.
     """
     _check(x_TD, routing, gate_up_E2ID, down_EDI, added_TD)
-    return moe_reference(x_TD, routing, gate_up_E2ID, down_EDI, added_TD)
+    if not x_TD.numel() or not can_launch(x_TD, routing.expert_Tk, gate_up_E2ID, down_EDI):
+        return moe_reference(x_TD, routing, gate_up_E2ID, down_EDI, added_TD)
+    num_experts, places = len(down_EDI), routing.expert_Tk.shape[1]
+    tiles = moe_tiles(x_TD.device, x_TD.dtype, routing.expert_Tk.numel(), num_experts)
+    placement = place(routing.expert_Tk, num_experts, tiles.block_t)
+    hidden_PI = expert_product(
+        x_TD, gate_up_E2ID, placement, tiles.gate_up, pairs_per_row=places, gated=True
+    )
+    out_PD = expert_product(hidden_PI, down_EDI, placement, tiles.down, pairs_per_row=1)
+    out_TkD = out_PD.unflatten(0, (-1, places))
+    return launch_combine(out_TkD, routing, num_experts, added_TD)
 
 
 def _check(
@@ -89,6 +112,10 @@ def _check(
     contiguous = (routing.expert_Tk, routing.weight_Tk, gate_up_E2ID, down_EDI)
     if x_TD.stride(1) != 1 or not all(tensor.is_contiguous() for tensor in contiguous):
         raise ValueError("x needs unit stride along D, routing and weights must be contiguous")
+    if isinstance(added_TD, Tensor) and added_TD.stride(1) != 1:
+        raise ValueError(
+            f"what is added needs unit stride along D, got {added_TD.stride()}; make it contiguous"
+        )
 
 
 def moe_reference(
@@ -105,10 +132,4 @@ def moe_reference(
             token_N, place_N = (routing.expert_Tk == expert).nonzero(as_tuple=True)
             hidden_NI = linear_swiglu(x_TD[token_N], gate_up_E2ID[expert])
             out_TkD[token_N, place_N] = linear(hidden_NI, down_EDI[expert])
-    total_TD = torch.zeros_like(x_TD, dtype=torch.float32)
-    for out_TD, weight_T in zip(out_TkD.unbind(1), routing.weight_Tk.unbind(1), strict=True):
-        total_TD += weight_T[:, None] * out_TD
-    summed_TD = total_TD.to(x_TD.dtype)
-    if added_TD is None:
-        return summed_TD
-    return summed_TD + (added_TD.total() if isinstance(added_TD, PartialSums) else added_TD)
+    return combine_reference(out_TkD, routing, len(down_EDI), added_TD)
