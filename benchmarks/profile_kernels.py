@@ -32,6 +32,8 @@ GROUPS = (
     ("fill", ("fill_kv",)),
     ("activation", ("swiglu", "silu")),
     ("eviction", ("importance", "retain", "compact")),
+    ("experts", ("expert_product",)),
+    ("routing", ("route_", "place_pairs", "combine_experts")),
     ("confidence", ("confidence",)),
     ("plan", ("place_rows", "plan_rows")),
     ("advance", ("advance_blocks",)),

@@ -29,7 +29,7 @@ def launch_combine(
         added_STD = added_TD[None]
     total_TD = out_TkD.new_empty(num_tokens, width)
     block = triton.next_power_of_2(width)
-    _combine_kernel[(num_tokens,)](
+    _combine_experts_kernel[(num_tokens,)](
         out_TkD,
         routing.expert_Tk,
         routing.weight_Tk,
@@ -66,7 +66,7 @@ def combine_reference(
 
 
 @triton.jit
-def _combine_kernel(
+def _combine_experts_kernel(
     out_ptr,
     expert_ptr,
     weight_ptr,

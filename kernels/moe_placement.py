@@ -62,7 +62,7 @@ def place(expert_Tk: Tensor, num_experts: int, block_t: int) -> Placement:
     num_tokens, num_pairs = len(expert_Tk), expert_Tk.numel()
     pair_ET = expert_Tk.new_empty(num_experts, num_tokens)
     tile_3M = expert_Tk.new_empty(3, most_tiles(num_pairs, num_experts, block_t))
-    _place_kernel[(triton.cdiv(num_pairs, BLOCK_P),)](
+    _place_pairs_kernel[(triton.cdiv(num_pairs, BLOCK_P),)](
         expert_Tk,
         pair_ET,
         tile_3M,
@@ -103,7 +103,7 @@ def place_reference(expert_Tk: Tensor, num_experts: int, block_t: int) -> Placem
 
 
 @triton.jit(do_not_specialize=["num_pairs", "num_tokens", "num_tiles"])
-def _place_kernel(
+def _place_pairs_kernel(
     expert_ptr,
     pair_ptr,
     tile_ptr,

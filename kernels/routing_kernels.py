@@ -31,7 +31,7 @@ def launch_softmax(
     """``expert_Tk`` and ``weight_Tk`` of ``route_by_softmax``; T at least 1."""
     num_tokens, num_experts = logits_TE.shape
     expert_Tk, weight_Tk = _empty(logits_TE, num_chosen)
-    _softmax_kernel[(num_tokens,)](
+    _route_by_softmax_kernel[(num_tokens,)](
         logits_TE,
         num_tokens_1,
         expert_Tk,
@@ -61,7 +61,7 @@ def launch_groups(
     num_tokens, num_experts = logits_TE.shape
     expert_Tk, weight_Tk = _empty(logits_TE, num_chosen)
     group_size = num_experts // num_groups
-    _groups_kernel[(num_tokens,)](
+    _route_within_groups_kernel[(num_tokens,)](
         logits_TE,
         bias_E,
         num_tokens_1,
@@ -91,7 +91,7 @@ def _empty(logits_TE: Tensor, num_chosen: int) -> tuple[Tensor, Tensor]:
 
 
 @triton.jit
-def _softmax_kernel(
+def _route_by_softmax_kernel(
     logits_ptr,
     num_tokens_ptr,
     expert_ptr,
@@ -129,7 +129,7 @@ def _softmax_kernel(
 
 
 @triton.jit
-def _groups_kernel(
+def _route_within_groups_kernel(
     logits_ptr,
     bias_ptr,
     num_tokens_ptr,
