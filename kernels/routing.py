@@ -168,12 +168,12 @@ def route_within_groups_reference(
     rank_TE = rank_TE.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
     rank_TGg = rank_TE.unflatten(1, (num_groups, -1))
     score_TG = rank_TGg.topk(min(2, rank_TGg.shape[2]), dim=2).values.sum(2)
-    is_eligible_TG = torch.zeros_like(score_TG, dtype=torch.bool)
-    is_eligible_TG.scatter_(1, _best(score_TG, num_chosen_groups), True)
-    # Below what is not a number in an eligible group, so that k experts are always found there.
-    order_TE = rank_TE.clamp_min(torch.finfo(torch.float32).min)
-    order_TE = order_TE.where(is_eligible_TG[:, :, None].expand_as(rank_TGg).flatten(1), -torch.inf)
-    expert_Tk = _best(order_TE, num_chosen)
+    # In order of their numbers, so that of equal experts the lower is the first.
+    group_TC = _best(score_TG, num_chosen_groups).sort(1).values
+    group_size = rank_TGg.shape[2]
+    eligible_TCg = rank_TGg.gather(1, group_TC[:, :, None].expand(-1, -1, group_size))
+    place_Tk = _best(eligible_TCg.flatten(1), num_chosen)
+    expert_Tk = group_TC.gather(1, place_Tk // group_size) * group_size + place_Tk % group_size
     weight_Tk = sigmoid_TE.gather(1, expert_Tk)
     if num_chosen > 1:
         weight_Tk = weight_Tk / (weight_Tk.sum(1, keepdim=True) + 1e-20)

@@ -20,7 +20,6 @@ from focus_ray.kernels.overlap import let_next_begin, overlap_options, wait_for_
 # One warp: its maxima are shuffles, and a row has few elements for each lane.
 NUM_WARPS = 1
 
-_LOWEST = tl.constexpr(torch.finfo(torch.float32).min)
 # Below the key of any number, -inf included.
 _NO_KEY = tl.constexpr(torch.iinfo(torch.int64).min)
 
@@ -173,10 +172,7 @@ def _route_within_groups_kernel(
             score_G += _value(tl.max(other_GP, axis=1))
         group_key_G = tl.where(g_G < NUM_GROUPS, _key(score_G, g_G), _NO_KEY)
         _, last_group_key = _best(group_key_G, NUM_CHOSEN_GROUPS, BLOCK_G)
-        is_eligible_GP = is_expert_GP & (group_key_G >= last_group_key)[:, None]
-
-        # What is not a number in an eligible group comes before all of the others.
-        key_GP = _key(tl.maximum(rank_GP, _LOWEST), e_GP)
+        is_eligible_GP = (group_key_G >= last_group_key)[:, None]
         key_GP = tl.where(is_eligible_GP, key_GP, _NO_KEY)
         expert_K, _ = _best(tl.reshape(key_GP, (BLOCK_G * BLOCK_P,)), NUM_CHOSEN, BLOCK_K)
         chosen_K = tl.load(logits_ptr + expert_K, mask=is_place_K, other=0.0)

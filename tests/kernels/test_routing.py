@@ -146,6 +146,13 @@ def test_groups_equal_the_loop(
     assert_chosen(found, expected, dtype)
 
 
+def test_sigmoids_of_0_weigh_nothing(device: torch.device) -> None:
+    logits_TE = torch.full((1, 4), -200.0, device=device)
+    found = route_within_groups(logits_TE, None, 2, num_groups=2, num_chosen_groups=1, scaling=3.0)
+    assert found.expert_Tk.tolist() == [[0, 1]]
+    assert found.weight_Tk.tolist() == [[0, 0]]
+
+
 def test_weights_know_nothing_of_the_bias(device: torch.device) -> None:
     logits_TE, bias_E = (
         torch.zeros(1, 4, device=device),
