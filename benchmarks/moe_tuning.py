@@ -33,7 +33,7 @@ DTYPE = torch.bfloat16
 COMPILERS = 12
 SHOWN = 3
 
-BLOCKS_T = (16, 32, 64, 128)
+BLOCKS_T = (16, 32, 64, 128, 256)
 BLOCKS_O = (64, 128, 256)
 BLOCKS_D = (64, 128)
 STAGES = (3, 4, 5)

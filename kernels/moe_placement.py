@@ -133,8 +133,6 @@ def _place_pairs_kernel(
         e_E = tl.arange(0, BLOCK_E)
         is_expert_E = e_E < num_experts
         count_E = tl.load(counter_ptr + e_E, mask=is_expert_E, other=0, cache_modifier=".cg")
-        tl.store(counter_ptr + e_E, 0, mask=is_expert_E)
-        tl.store(counter_ptr + num_experts, 0)
         tiles_E = (count_E + BLOCK_T - 1) // BLOCK_T
         end_E = tl.cumsum(tiles_E, axis=0)
         for i in range(0, tl.max(tiles_E, axis=0)):
@@ -147,3 +145,6 @@ def _place_pairs_kernel(
         for start in range(tl.sum(tiles_E, axis=0), num_tiles, BLOCK_E):
             m_E = start + e_E
             tl.store(tile_ptr + 2 * num_tiles + m_E, 0, mask=m_E < num_tiles)
+        tl.debug_barrier()  # with few experts every warp reads all counters
+        tl.store(counter_ptr + e_E, 0, mask=is_expert_E)
+        tl.store(counter_ptr + num_experts, 0)

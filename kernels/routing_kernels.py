@@ -89,7 +89,7 @@ def _empty(logits_TE: Tensor, num_chosen: int) -> tuple[Tensor, Tensor]:
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["num_tokens_ptr"])
 def _route_by_softmax_kernel(
     logits_ptr,
     num_tokens_ptr,
@@ -127,7 +127,7 @@ def _route_by_softmax_kernel(
     tl.store(weight_ptr + t * NUM_CHOSEN + k_K, weight_K, mask=is_place_K)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["num_tokens_ptr"])
 def _route_within_groups_kernel(
     logits_ptr,
     bias_ptr,

@@ -1,4 +1,8 @@
-"""Counters by which the last of the programs that share a tile knows that it is the last."""
+"""Counters that the programs of a launch share, so that the last of them knows that it is the last.
+
+They count the splits of each tile that are done; of a mixture, the pairs of each expert that are
+placed, and the programs that placed them.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +12,12 @@ import torch
 from torch import Tensor
 
 MAX_COUNTED_TILES = 4096
-"""Tiles of one launch whose splits are counted."""
+"""Tiles of one launch whose splits are counted, or experts, and their programs."""
 
 
 @cache
 def finished_counters(device: torch.device) -> Tensor:
-    """How many splits of each tile are done: all 0 between launches, which leave them so.
+    """What is counted so far: all 0 between launches, which leave them so.
 
     One set per device, for kernels of one stream follow one another.
 
