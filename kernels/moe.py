@@ -1,11 +1,12 @@
 """The feed-forward part of a mixture of experts: every token through the experts of its own.
 
-In four launches, each in a file of its own: which tokens go to each expert (``moe_placement``), the
-gated product and the down projection, tile by tile of an expert's tokens (``moe_products``, cut as
-``moe_tiles`` says), and the sum over a token's experts (``moe_combine``). Which experts these are,
-``routing`` says. No count of an expert's tokens comes to the host: grids have room for any routing,
-and programs without work end at once. Files meet in row numbers only: a token's row is gathered
-where a product reads it, and rows of pairs stand in the order of the tokens.
+Which experts these are, ``routing`` says. The rest is four launches, each in a file of its own:
+permutation, as lists of every expert's pairs (``moe_placement``); two grouped products, gate and up
+with the SwiGLU and then down, tile by tile of such a list (``moe_products``, cut as ``moe_tiles``
+says); and the weighted sum over a token's experts (``moe_combine``). No row is moved to be permuted
+or put back: a product gathers the rows of its tile's tokens, and writes to rows of pairs, which
+stand in the order of the tokens. No count comes to the host: grids have room for any routing, and
+programs without work end at once.
 
 T tokens, D hidden size, E experts, k experts per token, I intermediate size of an expert. A *pair*
 is a token with one of its experts: number ``t * k + place``, T k pairs.

@@ -1,6 +1,6 @@
 """Which experts of a mixture compute a token, and with which weights.
 
-T tokens, E experts, k experts per token, G groups of experts.
+T tokens, E experts, k experts per token, G groups of experts, of which C are chosen.
 """
 
 from __future__ import annotations
