@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
-from focus_ray.sampling import Unmasking
+from focus_ray.sampling import MAX_POST_STEPS, Unmasking
 
 DEFAULT_MODEL = "sdar-tiny"
 
@@ -105,12 +105,26 @@ class EngineConfig(BaseModel):
         le=MAX_BLOCK_LENGTH,
         description="Tokens per diffusion block; None: what the checkpoint says.",
     )
-    unmasking: Unmasking = Field("low_confidence_dynamic", description="Default unmasking rule.")
+    unmasking: Unmasking = Field(
+        "low_confidence_dynamic",
+        description="Default unmasking rule. joint_threshold, which also changes decoded tokens "
+        "until their block ends, needs decoding block.",
+    )
     confidence_threshold: float | None = Field(
         None, ge=0.0, description="Default threshold (strict). None: 0.8 for focus, else 0.9."
     )
     denoising_steps: PositiveInt | None = Field(
-        None, description="Default steps per block; None: block_length, a quota of one."
+        None,
+        description="Default steps per block; None: block_length, a quota of one. Not for "
+        "joint_threshold.",
+    )
+    editing_threshold: float = Field(
+        0.5, ge=0.0, description="joint_threshold: default threshold (strict) of changing a token."
+    )
+    max_post_steps: PositiveInt = Field(
+        16,
+        le=MAX_POST_STEPS,
+        description="joint_threshold: default number of steps without a mask that end a block.",
     )
     enforce_eager: bool = Field(
         False, description="GPU: launch every kernel from Python instead of from CUDA graphs."
@@ -124,5 +138,21 @@ class EngineConfig(BaseModel):
         if self.block_length and self.page_size and self.page_size % self.block_length:
             raise ValueError(
                 f"page_size {self.page_size} is not a multiple of block_length {self.block_length}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _joint_threshold_has_whole_blocks_and_no_schedule(self) -> Self:
+        if self.unmasking != "joint_threshold":
+            return self
+        if self.decoding != "block":
+            raise ValueError(
+                f"unmasking joint_threshold changes decoded tokens, which decoding {self.decoding} "
+                "leaves out; use decoding block"
+            )
+        if self.denoising_steps is not None:
+            raise ValueError(
+                f"denoising_steps {self.denoising_steps} does not go with unmasking "
+                "joint_threshold, whose blocks take as many steps as they need; leave it out"
             )
         return self

@@ -8,10 +8,14 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from focus_ray.errors import RequestRejected
 
-Unmasking = Literal["low_confidence_dynamic", "low_confidence_static", "sequential"]
+Unmasking = Literal[
+    "low_confidence_dynamic", "low_confidence_static", "sequential", "joint_threshold"
+]
 
 MAX_STOP_TOKEN_IDS = 64
 MAX_LOGPROBS = 20
+MAX_POST_STEPS = 1 << 20
+"""More than anyone waits for, and a number that the device can count to."""
 
 
 class RepetitionDetection(BaseModel):
@@ -43,9 +47,9 @@ class SamplingParams(BaseModel):
     """Sampling and stopping of one request.
 
     ``None`` means "what the checkpoint or the engine says": temperature, top-p, top-k come from
-    the checkpoint's ``generation_config.json`` (greedy where it says nothing), the three unmasking
-    fields from the engine's configuration, ``seed`` is drawn, ``max_tokens`` is what is left of the
-    context.
+    the checkpoint's ``generation_config.json`` (greedy where it says nothing, and always under
+    ``joint_threshold``), the five unmasking fields from the engine's configuration, ``seed`` is
+    drawn, ``max_tokens`` is what is left of the context.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -76,12 +80,34 @@ class SamplingParams(BaseModel):
     repetition_detection: RepetitionDetection | None = Field(
         None, description="End a request that repeats itself."
     )
-    unmasking: Unmasking | None = Field(None, description="Which masked tokens a step decodes.")
+    unmasking: Unmasking | None = Field(
+        None,
+        description="Which masked tokens a step decodes. joint_threshold also changes decoded ones "
+        "until their block ends; it is greedy, and needs decoding block.",
+    )
     confidence_threshold: float | None = Field(
-        None, ge=0.0, description="low_confidence_dynamic: decode every token above it (strictly)."
+        None,
+        ge=0.0,
+        description="low_confidence_dynamic, joint_threshold: decode every token above it "
+        "(strictly).",
     )
     denoising_steps: int | None = Field(
-        None, ge=1, description="Steps that decode a block; sets the quota of a step."
+        None,
+        ge=1,
+        description="Steps that decode a block; sets the quota of a step. Not for joint_threshold.",
+    )
+    editing_threshold: float | None = Field(
+        None,
+        ge=0.0,
+        description="joint_threshold: change a decoded token where another one is above it "
+        "(strictly).",
+    )
+    max_post_steps: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_POST_STEPS,
+        description="joint_threshold: a block ends after so many steps without a mask, even if "
+        "tokens still change.",
     )
 
     @field_validator("stop", mode="before")
@@ -96,3 +122,21 @@ class SamplingParams(BaseModel):
                 f"min_tokens {self.min_tokens} is above max_tokens {self.max_tokens}", "min_tokens"
             )
         return self
+
+
+def fill_in(params: SamplingParams, defaults: SamplingParams) -> SamplingParams:
+    """``params`` with what they leave open taken from ``defaults``, except ``max_tokens``.
+
+    ``joint_threshold`` takes over neither a temperature, since it is greedy, nor a number of steps,
+    since its blocks take as many as they need.
+    """
+    left_open = {
+        name: getattr(defaults, name)
+        for name in SamplingParams.model_fields
+        if name != "max_tokens" and getattr(params, name) is None
+    }
+    if (params.unmasking or defaults.unmasking) == "joint_threshold":
+        left_open |= {"denoising_steps": params.denoising_steps}
+        if params.temperature is None:
+            left_open["temperature"] = 0.0
+    return params.model_copy(update=left_open)

@@ -1,4 +1,4 @@
-"""What a step makes of the blocks: tokens decoded, blocks closed, texts that are final.
+"""What a step makes of the blocks: tokens decoded or edited, blocks closed, texts that are final.
 
 M slots, B block length, S rows, N slots that took part in the step, L blocks that it closes.
 """
@@ -13,8 +13,8 @@ from focus_ray.kernels.advance_kernels import advance_blocks_kernel
 from focus_ray.kernels.delayed_cache import after_step
 from focus_ray.kernels.launch import can_launch
 from focus_ray.kernels.rows import Rows
-from focus_ray.kernels.slot_words import SlotWords
-from focus_ray.kernels.unmasking import choose_unmasked, quota
+from focus_ray.kernels.slot_words import STRATEGIES, SlotWords
+from focus_ray.kernels.unmasking import choose_edited, choose_unmasked, may_be_edited, quota
 
 
 def advance_blocks(
@@ -39,17 +39,22 @@ def advance_blocks(
     - or else, when the whole block is decoded, it is closed: what is not final of it is left over
       for the next step, and the next block begins, all masked.
 
+    Under ``joint_threshold``, decoded tokens are edited, too, as ``choose_edited`` names them, and
+    both of these wait for the block to settle: no token was masked before the step, and the step
+    edited nothing, or was the last of ``max_post_steps`` such steps. Of a block that settles
+    without an edit nothing is left over: the step has processed the tokens that stay.
+
     What was left over before is final now: the step processed it.
 
     Args:
         words: changed; slots that took no part stay as they are.
         rows: of the step.
         kept_SB: bool, the tokens of each row that went through all layers.
-        token_MB: int64, what each retained masked position would become; any value elsewhere.
+        token_MB: int64, what each retained open position would become; any value elsewhere.
         confidence_MB: float32, its probability.
         logprob_MB: float32, its log probability at temperature 1.
         mask_token_id: of positions not decoded; no stop id.
-        whole_blocks: as in the ``RowRule`` of the step.
+        whole_blocks: as in the ``RowRule`` of the step; ``joint_threshold`` edits only with it.
         chosen_MB: bool, receives what was decoded; false for slots that took no part.
         decodable_MB: bool, what would have been decoded without eviction, to be counted.
 
@@ -130,6 +135,17 @@ def advance_blocks_reference(
     )
     chosen_MB.zero_()
     chosen_MB[slots_N] = chosen_NB
+    token_ids_NB = state.array("token_ids")
+    is_joint_N = (state.scalar("strategy") == STRATEGIES.index("joint_threshold")) & whole_blocks
+    first_position_N = state.scalar("prompt_len") - state.scalar("block_start")
+    editable_NB = may_be_edited(state.scalar("strategy"), first_position_N, before_NB)
+    edited_NB = choose_edited(
+        confidence_MB[slots_N],
+        token_MB[slots_N],
+        token_ids_NB,
+        kept_NB & editable_NB & whole_blocks,
+        state.scalar("editing_threshold"),
+    )
 
     num_leftover_N = state.array("leftover").sum(1)
     num_chosen_N = chosen_NB.sum(1)
@@ -139,6 +155,7 @@ def advance_blocks_reference(
         "retained_tokens": kept_NB.sum(1) + num_leftover_N,
         "evicted_tokens": (~before_NB & ~kept_NB).sum(1),
         "decoded_tokens": num_chosen_N,
+        "edited_tokens": edited_NB.sum(1),
     }
     if decodable_MB is not None:
         decodable_NB = decodable_MB[slots_N]
@@ -147,10 +164,10 @@ def advance_blocks_reference(
     for name, count_N in count.items():
         state.scalar(name).add_(count_N)
 
-    token_ids_NB = state.array("token_ids")
-    token_ids_NB.copy_(torch.where(chosen_NB, token_MB[slots_N], token_ids_NB))
+    written_NB = chosen_NB | edited_NB
+    token_ids_NB.copy_(torch.where(written_NB, token_MB[slots_N], token_ids_NB))
     logprobs_NB = state.array("logprobs")
-    logprobs_NB.copy_(torch.where(chosen_NB, logprob_MB[slots_N], logprobs_NB))
+    logprobs_NB.copy_(torch.where(written_NB, logprob_MB[slots_N], logprobs_NB))
     decoded_NB = before_NB | chosen_NB
     state.array("decoded").copy_(decoded_NB)
     state.array("leftover").zero_()
@@ -163,10 +180,18 @@ def advance_blocks_reference(
     state.scalar("productive_steps").add_(num_chosen_N > 0)
     state.scalar("denoising_step").add_(1)
 
-    final_N = _is_final(state, decoded_NB, mask_token_id)
+    edits_N, is_post_step_N = edited_NB.any(1), is_joint_N & before_NB.all(1)
+    post_steps_N = state.scalar("post_steps").add_(is_post_step_N)
+    is_last_N = ~edits_N | (post_steps_N >= state.scalar("max_post_steps"))
+    settled_N = ~is_joint_N | (is_post_step_N & is_last_N)
+    final_N = settled_N & _is_final(state, decoded_NB, mask_token_id)
     state.scalar("active").copy_(~final_N)
-    closes_L = (decoded_NB.all(1) & ~final_N).nonzero()[:, 0]
-    state.words_MW[closes_L] = _closed(state.words_MW[closes_L], words, mask_token_id, whole_blocks)
+    leftover_NB = (state.array("uncached") != 0) | whole_blocks
+    leftover_NB &= ~(is_joint_N & ~edits_N)[:, None]
+    closes_L = (settled_N & decoded_NB.all(1) & ~final_N).nonzero()[:, 0]
+    state.words_MW[closes_L] = _closed(
+        state.words_MW[closes_L], words, mask_token_id, leftover_NB[closes_L]
+    )
     words.words_MW[slots_N] = state.words_MW
 
 
@@ -183,14 +208,12 @@ def _is_final(state: SlotWords, decoded_NB: Tensor, mask_token_id: int) -> Tenso
     return (is_new_NB & is_stop_NB).any(1) | (end_N >= state.scalar("limit"))
 
 
-def _closed(words_LW: Tensor, words: SlotWords, mask_token_id: int, whole_blocks: bool) -> Tensor:
+def _closed(words_LW: Tensor, words: SlotWords, mask_token_id: int, leftover_LB: Tensor) -> Tensor:
     """The words of wholly decoded blocks, once these are closed and the next ones begin."""
     state = SlotWords(words.layout, words_LW)
     state.array("closed_ids").copy_(state.array("token_ids"))
     state.array("closed_logprobs").copy_(state.array("logprobs"))
-    state.array("leftover").copy_(state.array("uncached"))
-    if whole_blocks:
-        state.array("leftover").fill_(1)
+    state.array("leftover").copy_(leftover_LB)
     state.array("token_ids").fill_(mask_token_id)
     state.array("decoded").zero_()
     state.array("logprobs").zero_()
@@ -198,6 +221,6 @@ def _closed(words_LW: Tensor, words: SlotWords, mask_token_id: int, whole_blocks
     state.scalar("block_start").add_(words.layout.block_length)
     state.scalar("warm_up").fill_(1)
     state.scalar("progress").fill_(-1)
-    for name in ("decoded_sum", "productive_steps", "denoising_step"):
+    for name in ("decoded_sum", "productive_steps", "post_steps", "denoising_step"):
         state.scalar(name).zero_()
     return words_LW

@@ -19,17 +19,24 @@ from focus_ray.kernels.slot_columns import (
     DECODED_TOKENS,
     DENOISING_STEP,
     DENOISING_STEPS,
+    EDITED_TOKENS,
+    EDITING_THRESHOLD,
     EVICTED_TOKENS,
+    JOINT,
     LEFTOVER,
     LIMIT,
     LOGPROBS,
+    MAX_POST_STEPS,
     NUM_STEPS,
+    POST_STEPS,
     PROCESSED_TOKENS,
     PRODUCTIVE_STEPS,
     PROGRESS,
     PROMPT_LEN,
     RECALLED_TOKENS,
     RETAINED_TOKENS,
+    SEQUENTIAL,
+    STATIC,
     STRATEGY,
     THRESHOLD,
     TOKEN_IDS,
@@ -40,10 +47,7 @@ from focus_ray.kernels.slot_columns import (
     scalar_at,
     stop_ids_at,
 )
-from focus_ray.kernels.slot_words import STRATEGIES
 
-STATIC = tl.constexpr(STRATEGIES.index("low_confidence_static"))
-SEQUENTIAL = tl.constexpr(STRATEGIES.index("sequential"))
 STOP_IDS_AT_ONCE = tl.constexpr(16)
 
 
@@ -83,16 +87,17 @@ def advance_blocks_kernel(
     decoded_ptr = words_ptr + array_at(DECODED, BLOCK_LENGTH)
     before = tl.load(decoded_ptr + b, mask=inside, other=1) != 0
 
-    # what is decoded
+    # what is decoded, and what is edited
     confidence = tl.load(confidence_ptr + place, mask=inside, other=0.0)
     step = tl.load(scalars_ptr + DENOISING_STEP)
     num_steps = tl.load(scalars_ptr + NUM_STEPS)
     least = BLOCK_LENGTH // num_steps + (step < BLOCK_LENGTH % num_steps).to(tl.int32)
+    strategy = tl.load(scalars_ptr + STRATEGY)
     chosen = _choose(
         confidence,
         kept & ~before,
         b,
-        tl.load(scalars_ptr + STRATEGY),
+        strategy,
         tl.load(scalars_ptr + THRESHOLD).to(tl.float32, bitcast=True),
         tl.maximum(least, 1),
         BLOCK,
@@ -100,10 +105,20 @@ def advance_blocks_kernel(
     tl.store(chosen_ptr + place, chosen, mask=inside)
     token_ids_ptr = words_ptr + array_at(TOKEN_IDS, BLOCK_LENGTH)
     logprobs_ptr = words_ptr + array_at(LOGPROBS, BLOCK_LENGTH)
-    token = tl.load(token_ptr + place, mask=chosen, other=0).to(tl.int32)
-    token = tl.where(chosen, token, tl.load(token_ids_ptr + b, mask=inside, other=0))
-    logprob = tl.load(logprob_ptr + place, mask=chosen, other=0.0).to(tl.int32, bitcast=True)
-    logprob = tl.where(chosen, logprob, tl.load(logprobs_ptr + b, mask=inside, other=0))
+    proposed = tl.load(token_ptr + place, mask=kept, other=0).to(tl.int32)
+    token = tl.load(token_ids_ptr + b, mask=inside, other=0)
+    start = tl.load(scalars_ptr + BLOCK_START)
+    is_answer = start + b >= tl.load(scalars_ptr + PROMPT_LEN)
+    written = chosen
+    if WHOLE_BLOCKS:
+        is_joint = strategy == JOINT
+        surest = tl.load(scalars_ptr + EDITING_THRESHOLD).to(tl.float32, bitcast=True)
+        edited = kept & before & is_joint & is_answer & (confidence > surest) & (proposed != token)
+        written = chosen | edited
+        num_edited = tl.sum(edited.to(tl.int32), 0)
+    token = tl.where(written, proposed, token)
+    logprob = tl.load(logprob_ptr + place, mask=written, other=0.0).to(tl.int32, bitcast=True)
+    logprob = tl.where(written, logprob, tl.load(logprobs_ptr + b, mask=inside, other=0))
     decoded = before | chosen
 
     # what the next steps need to know of the block
@@ -127,22 +142,34 @@ def advance_blocks_kernel(
     add_to(scalars_ptr + RETAINED_TOKENS, num_kept + num_leftover)
     add_to(scalars_ptr + EVICTED_TOKENS, tl.sum((inside & ~before & ~kept).to(tl.int32), 0))
     add_to(scalars_ptr + DECODED_TOKENS, num_chosen)
+    if WHOLE_BLOCKS:
+        add_to(scalars_ptr + EDITED_TOKENS, num_edited)
     if decodable_ptr is not None:
         decodable = tl.load(decodable_ptr + place, mask=inside, other=0) != 0
         add_to(scalars_ptr + DECODABLE_TOKENS, tl.sum(decodable.to(tl.int32), 0))
         add_to(scalars_ptr + RECALLED_TOKENS, tl.sum((decodable & kept).to(tl.int32), 0))
 
     # the end of the text, or of the block
-    start = tl.load(scalars_ptr + BLOCK_START)
     prefix = tl.min(tl.where(decoded & inside, BLOCK_LENGTH, b), 0)
-    is_new = (b < prefix) & (start + b >= tl.load(scalars_ptr + PROMPT_LEN))
+    is_new = (b < prefix) & is_answer
     is_stop = _is_stop(
         token, words_ptr + stop_ids_at(BLOCK_LENGTH), num_stop_ids, mask_token_id, BLOCK
     )
     is_final = (tl.sum((is_new & is_stop).to(tl.int32), 0) > 0) | (
         start + prefix >= tl.load(scalars_ptr + LIMIT)
     )
-    closes = (prefix == BLOCK_LENGTH) & ~is_final
+    closes = prefix == BLOCK_LENGTH
+    leftover = uncached
+    post_steps = tl.load(scalars_ptr + POST_STEPS)
+    if WHOLE_BLOCKS:
+        is_post_step = is_joint & (tl.sum((inside & ~before).to(tl.int32), 0) == 0)
+        post_steps += is_post_step.to(tl.int32)
+        is_last = (num_edited == 0) | (post_steps >= tl.load(scalars_ptr + MAX_POST_STEPS))
+        has_settled = ~is_joint | (is_post_step & is_last)
+        is_final = is_final & has_settled
+        closes = closes & has_settled
+        leftover = inside & ~(is_joint & (num_edited == 0))
+    closes = closes & ~is_final
 
     # threads read words that others write: from here on nothing is read that is written below
     tl.debug_barrier()
@@ -152,7 +179,6 @@ def advance_blocks_kernel(
         tl.store(closed_ids_ptr + b, token, mask=inside)
         tl.store(closed_logprobs_ptr + b, logprob, mask=inside)
     # values of the next block, if the step closes this one
-    leftover = inside if WHOLE_BLOCKS else uncached
     tl.store(leftover_ptr + b, (leftover & closes).to(tl.int32), mask=inside)
     tl.store(token_ids_ptr + b, tl.where(closes, mask_token_id, token), mask=inside)
     tl.store(logprobs_ptr + b, tl.where(closes, 0, logprob), mask=inside)
@@ -165,6 +191,7 @@ def advance_blocks_kernel(
     tl.store(scalars_ptr + PROGRESS, tl.where(closes, -1, progress))
     tl.store(scalars_ptr + DECODED_SUM, tl.where(closes, 0, decoded_sum))
     tl.store(scalars_ptr + PRODUCTIVE_STEPS, tl.where(closes, 0, productive_steps))
+    tl.store(scalars_ptr + POST_STEPS, tl.where(closes, 0, post_steps))
 
 
 @triton.jit

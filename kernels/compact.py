@@ -1,7 +1,7 @@
 """Leave evicted tokens out of everything that later layers read, token by token.
 
-T tokens of the step in S rows, each of one block of B positions. R retained tokens, Q retained
-masked tokens; the results have room for C >= R tokens. D hidden size, H query heads, d head size.
+T tokens of the step in S rows, each of one block of B positions. R retained tokens, Q of them open
+(see ``rows``); the results have room for C >= R tokens. D hidden size, H query heads, d head size.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ class Compacted:
         slot_R: int64; padding is a slot that nobody reads.
         kv_limit_R: int32, up to what each token sees now; padding is 1.
         row_offsets_S1: int32, where the rows are now.
-        masked_row_Q: int64, which of the R tokens are masked, in order; padding is 0.
-        masked_place_Q: int64, where these stand: ``slot * B + position``, slot that of a sequence;
+        open_row_Q: int64, which of the R tokens are open, in order; padding is 0. Where tokens are
+            evicted, these are the masked ones.
+        open_place_Q: int64, where these stand: ``slot * B + position``, slot that of a sequence;
             padding is a place of nobody.
     """
 
@@ -46,8 +47,8 @@ class Compacted:
     slot_R: Tensor
     kv_limit_R: Tensor
     row_offsets_S1: Tensor
-    masked_row_Q: Tensor
-    masked_place_Q: Tensor
+    open_row_Q: Tensor
+    open_place_Q: Tensor
 
     @classmethod
     def allocate(
@@ -71,8 +72,8 @@ class Compacted:
             slot_R=zeros(num_tokens, dtype=torch.int64),
             kv_limit_R=zeros(num_tokens, dtype=torch.int32),
             row_offsets_S1=zeros(num_rows + 1, dtype=torch.int32),
-            masked_row_Q=zeros(num_tokens, dtype=torch.int64),
-            masked_place_Q=zeros(num_tokens, dtype=torch.int64),
+            open_row_Q=zeros(num_tokens, dtype=torch.int64),
+            open_place_Q=zeros(num_tokens, dtype=torch.int64),
         )
 
     def first(self, num_tokens: int, num_rows: int) -> Compacted:
@@ -180,8 +181,8 @@ def compact(
         out.slot_R,
         out.kv_limit_R,
         out.row_offsets_S1,
-        out.masked_row_Q,
-        out.masked_place_Q,
+        out.open_row_Q,
+        out.open_place_Q,
         x_TD.stride(0),
         q_THd.stride(0),
         x_width,
@@ -220,7 +221,7 @@ def compact_reference(
     row_R, position_R = place_R // block_length, place_R % block_length
     token_SB = row_offsets_S1[:-1, None] + processed_SB.cumsum(1) - 1
     token_R = token_SB.flatten()[place_R]
-    masked_row_Q = masked_SB.flatten()[place_R].nonzero()[:, 0]
+    open_row_Q = masked_SB.flatten()[place_R].nonzero()[:, 0]
     place_of_slot_R = row_slot_S[row_R] * block_length + position_R
     limit_S = row_start_S + retained.limit_N
 
@@ -231,8 +232,8 @@ def compact_reference(
         (out.positions_R, positions_T[token_R], 0),
         (out.slot_R, slot_T[token_R], trash_slot),
         (out.kv_limit_R, limit_S[row_R], 1),
-        (out.masked_row_Q, masked_row_Q, 0),
-        (out.masked_place_Q, place_of_slot_R[masked_row_Q], trash_place),
+        (out.open_row_Q, open_row_Q, 0),
+        (out.open_place_Q, place_of_slot_R[open_row_Q], trash_place),
     ):
         padded[: len(values)] = values
         padded[len(values) :] = padding
@@ -263,8 +264,8 @@ def _compact_kernel(
     slot_out_ptr,
     kv_limit_out_ptr,
     row_offsets_out_ptr,
-    masked_row_ptr,
-    masked_place_ptr,
+    open_row_ptr,
+    open_place_ptr,
     x_stride_t,
     q_stride_t,
     x_width,
@@ -295,8 +296,8 @@ def _compact_kernel(
     is_entry = r < num_out
 
     if is_entry & (r >= num_masked):
-        tl.store(masked_row_ptr + r, 0)
-        tl.store(masked_place_ptr + r, trash_place)
+        tl.store(open_row_ptr + r, 0)
+        tl.store(open_place_ptr + r, trash_place)
     if is_entry & (r >= num_retained):
         tl.store(position_out_ptr + r, 0)
         tl.store(slot_out_ptr + r, trash_slot)
@@ -322,8 +323,8 @@ def _compact_kernel(
             num_left = tl.sum(tl.where(is_left, kept * masked, 0), 0)
             number = tl.load(masked_offsets_ptr + s) + num_left
             place = tl.load(row_slot_ptr + s).to(tl.int64) * block_length + here
-            tl.store(masked_row_ptr + number, r)
-            tl.store(masked_place_ptr + number, place)
+            tl.store(open_row_ptr + number, r)
+            tl.store(open_place_ptr + number, place)
         _copy(x_ptr, x_out_ptr, t, r, x_stride_t, x_width, WIDTH)
         _copy(q_ptr, q_out_ptr, t, r, q_stride_t, q_width, WIDTH)
 

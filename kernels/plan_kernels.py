@@ -15,9 +15,12 @@ from focus_ray.kernels.slot_columns import (
     CLOSED_IDS,
     DECODED,
     DECODED_SUM,
+    JOINT,
     LEFTOVER,
     PRODUCTIVE_STEPS,
     PROGRESS,
+    PROMPT_LEN,
+    STRATEGY,
     TOKEN_IDS,
     UNCACHED,
     WARM_UP,
@@ -37,7 +40,7 @@ def place_rows_kernel(
     row_slot_ptr,
     row_start_ptr,
     row_offsets_ptr,
-    masked_offsets_ptr,
+    open_offsets_ptr,
     target_ptr,
     progress_ptr,
     row_of_slot_ptr,
@@ -60,11 +63,18 @@ def place_rows_kernel(
     m = tl.arange(0, SLOTS)
     exists = m < num_slots
     slot_ptrs = words_ptr + m.to(tl.int64) * words_stride_m
+    scalar_ptrs = slot_ptrs + scalar_at(0, BLOCK_LENGTH)
+    block_start = tl.load(scalar_ptrs + BLOCK_START, mask=exists, other=0)
     num_masked = tl.zeros([SLOTS], tl.int32)
+    num_editable = tl.zeros([SLOTS], tl.int32)
     num_uncached = tl.zeros([SLOTS], tl.int32)
     num_leftover = tl.zeros([SLOTS], tl.int32)
     first_masked = tl.full([SLOTS], BLOCK_LENGTH, tl.int32)
     last_decoded = tl.full([SLOTS], -1, tl.int32)
+    if WHOLE_BLOCKS:
+        strategy = tl.load(scalar_ptrs + STRATEGY, mask=exists, other=0)
+        prompt_len = tl.load(scalar_ptrs + PROMPT_LEN, mask=exists, other=0)
+        first_editable = tl.where(strategy == JOINT, prompt_len - block_start, BLOCK_LENGTH)
     for start in range(0, BLOCK_LENGTH, CHUNK):
         b = (start + tl.arange(0, CHUNK))[None, :]
         inside = exists[:, None] & (b < BLOCK_LENGTH)
@@ -74,12 +84,14 @@ def place_rows_kernel(
         leftover = tl.load(ptrs + array_at(LEFTOVER, BLOCK_LENGTH), mask=inside, other=0)
         masked = inside & (decoded == 0)
         num_masked += tl.sum(masked.to(tl.int32), 1)
+        if WHOLE_BLOCKS:
+            is_editable = inside & (decoded != 0) & (b >= first_editable[:, None])
+            num_editable += tl.sum(is_editable.to(tl.int32), 1)
         num_uncached += tl.sum(uncached, 1)
         num_leftover += tl.sum(leftover, 1)
         first_masked = tl.minimum(first_masked, tl.min(tl.where(masked, b, BLOCK_LENGTH), 1))
         last_decoded = tl.maximum(last_decoded, tl.max(tl.where(decoded != 0, b, -1), 1))
 
-    scalar_ptrs = slot_ptrs + scalar_at(0, BLOCK_LENGTH)
     active = tl.load(scalar_ptrs + ACTIVE, mask=exists, other=0) != 0
     warm_up = tl.load(scalar_ptrs + WARM_UP, mask=exists, other=0) != 0
     target = num_masked
@@ -96,10 +108,10 @@ def place_rows_kernel(
     else:
         is_whole = warm_up | (num_uncached == 0)
         current_len = tl.where(is_whole, BLOCK_LENGTH, num_uncached)
-    masked_len = num_masked
+    open_len = num_masked + num_editable
     if LEFTMOST:
         current_len -= num_masked - target
-        masked_len = target
+        open_len = target
 
     # who fits, in cyclic order from the first slot on
     num_prefill = tl.load(num_prefill_ptr)
@@ -113,17 +125,17 @@ def place_rows_kernel(
     )
     tokens = tl.where(takes_part, tokens, 0)
     rows = tl.where(takes_part, rows, 0)
-    masked_len = tl.where(takes_part, masked_len, 0)
+    open_len = tl.where(takes_part, open_len, 0)
     first_token = tl.cumsum(tokens, 0) - tokens
     first_row = tl.cumsum(rows, 0) - rows
-    first_mask = tl.cumsum(masked_len, 0) - masked_len
+    first_open = tl.cumsum(open_len, 0) - open_len
 
-    block_start = tl.load(scalar_ptrs + BLOCK_START, mask=exists, other=0).to(tl.int64)
+    block_start = block_start.to(tl.int64)
     is_left = takes_part & has_leftover
     tl.store(row_slot_ptr + first_row, m, mask=is_left)
     tl.store(row_start_ptr + first_row, block_start - BLOCK_LENGTH, mask=is_left)
     tl.store(row_offsets_ptr + first_row, first_token, mask=is_left)
-    tl.store(masked_offsets_ptr + first_row, first_mask, mask=is_left)
+    tl.store(open_offsets_ptr + first_row, first_open, mask=is_left)
     tl.store(target_ptr + first_row, tl.zeros([SLOTS], tl.int64), mask=is_left)
     tl.store(progress_ptr + first_row, tl.full([SLOTS], -1, tl.int64), mask=is_left)
 
@@ -132,7 +144,7 @@ def place_rows_kernel(
     tl.store(row_slot_ptr + row, m, mask=takes_part)
     tl.store(row_start_ptr + row, block_start, mask=takes_part)
     tl.store(row_offsets_ptr + row, first_token + num_leftover, mask=takes_part)
-    tl.store(masked_offsets_ptr + row, first_mask, mask=takes_part)
+    tl.store(open_offsets_ptr + row, first_open, mask=takes_part)
     tl.store(target_ptr + row, target.to(tl.int64), mask=takes_part)
     tl.store(progress_ptr + row, progress.to(tl.int64), mask=takes_part)
     tl.store(row_of_slot_ptr + m, tl.where(takes_part, row, -1), mask=exists)
@@ -140,7 +152,7 @@ def place_rows_kernel(
     # behind them the rows of prefill, and rows of nobody
     num_decoding = tl.sum(rows, 0)
     num_decoding_tokens = tl.sum(tokens, 0)
-    num_masked_tokens = tl.sum(masked_len, 0)
+    num_open_tokens = tl.sum(open_len, 0)
     for start in range(0, num_rows + 1, ROWS):
         s = start + tl.arange(0, ROWS)
         f = s - num_decoding
@@ -152,11 +164,11 @@ def place_rows_kernel(
         tl.store(row_slot_ptr + s, prefill_slot, mask=is_behind)
         tl.store(row_start_ptr + s, prefill_start.to(tl.int64), mask=is_behind)
         tl.store(row_offsets_ptr + s, offset, mask=(f >= 0) & (s <= num_rows))
-        tl.store(masked_offsets_ptr + s, num_masked_tokens, mask=(f >= 0) & (s <= num_rows))
+        tl.store(open_offsets_ptr + s, num_open_tokens, mask=(f >= 0) & (s <= num_rows))
         tl.store(target_ptr + s, tl.zeros([ROWS], tl.int64), mask=is_behind)
         tl.store(progress_ptr + s, tl.full([ROWS], -1, tl.int64), mask=is_behind)
     tl.store(counts_ptr, num_decoding_tokens + num_prefill * BLOCK_LENGTH)
-    tl.store(counts_ptr + 1, num_masked_tokens)
+    tl.store(counts_ptr + 1, num_open_tokens)
     tl.store(counts_ptr + 2, num_decoding + num_prefill)
     tl.store(counts_ptr + 3, tl.sum(takes_part.to(tl.int32), 0))
 
@@ -186,7 +198,7 @@ def write_rows_kernel(
     row_slot_ptr,
     row_start_ptr,
     row_offsets_ptr,
-    masked_offsets_ptr,
+    open_offsets_ptr,
     target_ptr,
     row_of_slot_ptr,
     counts_ptr,
@@ -196,8 +208,8 @@ def write_rows_kernel(
     positions_ptr,
     slot_ptr,
     kv_limit_ptr,
-    masked_token_ptr,
-    masked_place_ptr,
+    open_token_ptr,
+    open_place_ptr,
     words_stride_m,
     page_table_stride_m,
     num_tokens,
@@ -216,7 +228,7 @@ def write_rows_kernel(
     b = tl.arange(0, BLOCK)
     inside = b < BLOCK_LENGTH
     num_used = tl.load(counts_ptr)
-    num_masked = tl.load(counts_ptr + 1)
+    num_open = tl.load(counts_ptr + 1)
     num_rows = tl.load(counts_ptr + 2)
     first_prefill = num_rows - tl.load(num_prefill_ptr)
 
@@ -249,6 +261,12 @@ def write_rows_kernel(
     tl.store(masked_ptr + s * BLOCK_LENGTH + b, is_masked, mask=inside)
 
     start = tl.load(row_start_ptr + s)
+    is_open = is_masked
+    if WHOLE_BLOCKS:
+        scalars_ptr = words_ptr + scalar_at(0, BLOCK_LENGTH)
+        is_joint = is_current & (tl.load(scalars_ptr + STRATEGY) == JOINT)
+        is_answer = start + b >= tl.load(scalars_ptr + PROMPT_LEN)
+        is_open = is_masked | (inside & decoded & is_joint & is_answer)
     is_seen = processed
     if ATTEND_CACHED:
         is_seen = processed | (inside & ~(is_current & ~decoded))
@@ -262,10 +280,10 @@ def write_rows_kernel(
     tl.store(positions_ptr + t, start + b, mask=processed)
     tl.store(slot_ptr + t, slot, mask=processed)
     tl.store(kv_limit_ptr + t, (limit + tl.zeros_like(t)).to(tl.int32), mask=processed)
-    count = is_masked.to(tl.int32)
-    index = tl.load(masked_offsets_ptr + s) + tl.cumsum(count, 0) - count
-    tl.store(masked_token_ptr + index, t.to(tl.int64), mask=is_masked)
-    tl.store(masked_place_ptr + index, m * BLOCK_LENGTH + b, mask=is_masked)
+    count = is_open.to(tl.int32)
+    index = tl.load(open_offsets_ptr + s) + tl.cumsum(count, 0) - count
+    tl.store(open_token_ptr + index, t.to(tl.int64), mask=is_open)
+    tl.store(open_place_ptr + index, m * BLOCK_LENGTH + b, mask=is_open)
 
     entry = s * SHARE + tl.arange(0, SHARE)
     zeros = tl.zeros([SHARE], tl.int64)
@@ -274,6 +292,6 @@ def write_rows_kernel(
     tl.store(positions_ptr + entry, zeros, mask=is_padding)
     tl.store(slot_ptr + entry, zeros + trash_slot, mask=is_padding)
     tl.store(kv_limit_ptr + entry, tl.full([SHARE], 1, tl.int32), mask=is_padding)
-    is_padding = (entry >= num_masked) & (entry < num_tokens)
-    tl.store(masked_token_ptr + entry, zeros, mask=is_padding)
-    tl.store(masked_place_ptr + entry, zeros + trash_place, mask=is_padding)
+    is_padding = (entry >= num_open) & (entry < num_tokens)
+    tl.store(open_token_ptr + entry, zeros, mask=is_padding)
+    tl.store(open_place_ptr + entry, zeros + trash_place, mask=is_padding)

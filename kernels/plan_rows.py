@@ -16,6 +16,7 @@ from focus_ray.kernels.plan_kernels import place_rows_kernel, write_rows_kernel
 from focus_ray.kernels.retain import eviction_target
 from focus_ray.kernels.rows import RowRule, Rows
 from focus_ray.kernels.slot_words import SlotWords
+from focus_ray.kernels.unmasking import may_be_edited
 
 MAX_WORDS_AT_ONCE = 4096
 """Of each of the arrays that the one program reads which counts everybody's tokens."""
@@ -45,6 +46,8 @@ def plan_rows(
     The target is all masked tokens in the first step of a block which is taken up again after
     preemption: its decoded tokens are known, but the keys and values of none of its tokens are,
     masked ones between decoded ones included, and later layers would read what is not there.
+
+    Beside masked tokens, decoded ones that ``may_be_edited`` are open, if ``rule.whole_blocks``.
 
     A token sees its sequence up to the rightmost token of its row or, if ``rule.attend_cached``, up
     to the block's rightmost decoded one where that is further.
@@ -106,7 +109,7 @@ def plan_rows(
         out.row_slot_S,
         out.row_start_S,
         out.row_offsets_S1,
-        out.masked_offsets_S1,
+        out.open_offsets_S1,
         out.target_S,
         out.progress_S,
         out.row_of_slot_M,
@@ -134,7 +137,7 @@ def plan_rows(
         out.row_slot_S,
         out.row_start_S,
         out.row_offsets_S1,
-        out.masked_offsets_S1,
+        out.open_offsets_S1,
         out.target_S,
         out.row_of_slot_M,
         out.counts_4,
@@ -144,8 +147,8 @@ def plan_rows(
         out.positions_C,
         out.slot_C,
         out.kv_limit_C,
-        out.masked_token_C,
-        out.masked_place_C,
+        out.open_token_C,
+        out.open_place_C,
         words.words_MW.stride(0),
         page_table_MP.stride(0),
         num_tokens,
@@ -239,11 +242,16 @@ def plan_rows_reference(
     whole_FB = torch.ones(num_prefill, block_length, dtype=torch.bool, device=device)
     _fill(out.processed_SB, False, processed_RB, whole_FB)
     _fill(out.masked_SB, False, processed_RB & ~decoded_RB)
+    open_SB = out.masked_SB.clone()
+    if rule.whole_blocks:
+        first_position_N = state.scalar("prompt_len") - state.scalar("block_start")
+        editable_NB = may_be_edited(state.scalar("strategy"), first_position_N, decoded_NB)
+        open_SB[:num_decoding] |= is_current_R1 & editable_NB[n_R]
     _fill(out.target_S, 0, torch.where(is_current_R, target_N[n_R], 0))
     _fill(out.progress_S, -1, torch.where(is_current_R, state.scalar("progress")[n_R], -1))
     for offsets_S1, among_SB in (
         (out.row_offsets_S1, out.processed_SB),
-        (out.masked_offsets_S1, out.masked_SB),
+        (out.open_offsets_S1, open_SB),
     ):
         offsets_S1[0] = 0
         offsets_S1[1:] = among_SB.sum(1).cumsum(0)
@@ -264,11 +272,11 @@ def plan_rows_reference(
     _fill(out.positions_C, 0, start_S[row_T] + position_T)
     _fill(out.slot_C, trash_slot, first_S[row_T] + position_T)
     _fill(out.kv_limit_C, 1, limit_S[row_T])
-    masked_token_Q = out.masked_SB.flatten()[place_T].nonzero()[:, 0]
-    _fill(out.masked_token_C, 0, masked_token_Q)
-    masked_place_Q = slot_S[row_T] * block_length + position_T
-    _fill(out.masked_place_C, words.num_slots * block_length, masked_place_Q[masked_token_Q])
-    counts = [len(place_T), len(masked_token_Q), num_rows, len(current_R)]
+    open_token_Q = open_SB.flatten()[place_T].nonzero()[:, 0]
+    _fill(out.open_token_C, 0, open_token_Q)
+    place_of_token_T = slot_S[row_T] * block_length + position_T
+    _fill(out.open_place_C, words.num_slots * block_length, place_of_token_T[open_token_Q])
+    counts = [len(place_T), len(open_token_Q), num_rows, len(current_R)]
     out.counts_4.copy_(torch.tensor(counts))
 
 

@@ -3,6 +3,10 @@
 M slots, B block length, S rows, C tokens, T <= C of which are used. A row is one block of one
 sequence, or the part of it that the step processes. All buffers are made once and written anew by
 every step, so that recorded launches find them where they were.
+
+A token is open if the step may change it: a masked one, which it may decode, and, under
+``joint_threshold``, a decoded one of the current block, which it may edit. Only open tokens need
+logits. Where masked tokens can be left out, nothing else is open.
 """
 
 from __future__ import annotations
@@ -47,7 +51,7 @@ class Rows:
         row_slot_S: int32, whose block it is; 0 for empty rows.
         row_start_S: int64, absolute position of the block's first token; 0 for empty rows.
         row_offsets_S1: int32, the row's tokens are ``[row_offsets[s], row_offsets[s + 1])``.
-        masked_offsets_S1: int32, the same for the masked tokens among them.
+        open_offsets_S1: int32, the same for the open tokens among them.
         processed_SB: bool, positions of the block that are the row's tokens, in this order.
         masked_SB: bool, those of them that are masked; none but in rows of current blocks.
         target_S: int64, masked tokens to retain; 0 in all other rows.
@@ -56,17 +60,17 @@ class Rows:
         positions_C: int64, absolute; 0 from entry T on.
         slot_C: int64, place in the KV pages; the trash slot from entry T on.
         kv_limit_C: int32, KV positions that the token sees; 1 from entry T on.
-        masked_token_C: int64, which of the T tokens are masked; 0 behind the last one.
-        masked_place_C: int64, ``slot * B + position`` of these; ``M * B``, a place of nobody,
+        open_token_C: int64, which of the T tokens are open; 0 behind the last one.
+        open_place_C: int64, ``slot * B + position`` of these; ``M * B``, a place of nobody,
             behind the last one.
         row_of_slot_M: int32, row of the slot's current block; -1: takes no part in this step.
-        counts_4: int32: tokens T, masked tokens, rows, slots that take part.
+        counts_4: int32: tokens T, open tokens, rows, slots that take part.
     """
 
     row_slot_S: Tensor
     row_start_S: Tensor
     row_offsets_S1: Tensor
-    masked_offsets_S1: Tensor
+    open_offsets_S1: Tensor
     processed_SB: Tensor
     masked_SB: Tensor
     target_S: Tensor
@@ -75,8 +79,8 @@ class Rows:
     positions_C: Tensor
     slot_C: Tensor
     kv_limit_C: Tensor
-    masked_token_C: Tensor
-    masked_place_C: Tensor
+    open_token_C: Tensor
+    open_place_C: Tensor
     row_of_slot_M: Tensor
     counts_4: Tensor
 
@@ -98,7 +102,7 @@ class Rows:
             row_slot_S=zeros(num_rows, dtype=torch.int32),
             row_start_S=zeros(num_rows, dtype=torch.int64),
             row_offsets_S1=zeros(num_rows + 1, dtype=torch.int32),
-            masked_offsets_S1=zeros(num_rows + 1, dtype=torch.int32),
+            open_offsets_S1=zeros(num_rows + 1, dtype=torch.int32),
             processed_SB=zeros(num_rows, block_length, dtype=torch.bool),
             masked_SB=zeros(num_rows, block_length, dtype=torch.bool),
             target_S=zeros(num_rows, dtype=torch.int64),
@@ -107,8 +111,8 @@ class Rows:
             positions_C=zeros(num_tokens, dtype=torch.int64),
             slot_C=zeros(num_tokens, dtype=torch.int64),
             kv_limit_C=zeros(num_tokens, dtype=torch.int32),
-            masked_token_C=zeros(num_tokens, dtype=torch.int64),
-            masked_place_C=zeros(num_tokens, dtype=torch.int64),
+            open_token_C=zeros(num_tokens, dtype=torch.int64),
+            open_place_C=zeros(num_tokens, dtype=torch.int64),
             row_of_slot_M=zeros(num_slots, dtype=torch.int32),
             counts_4=zeros(4, dtype=torch.int32),
         )

@@ -1,4 +1,4 @@
-"""The columns of ``slot_words`` as Triton kernels name them.
+"""The columns and strategies of ``slot_words`` as Triton kernels name them.
 
 A kernel holds a pointer to the first word of a slot; position ``b`` of an array is at
 ``slot_ptr + array_at(DECODED, BLOCK_LENGTH) + b``, a scalar at
@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from focus_ray.kernels.slot_words import ARRAYS, SCALARS
+from focus_ray.kernels.slot_words import ARRAYS, SCALARS, STRATEGIES
 
 NUM_ARRAYS = tl.constexpr(len(ARRAYS))
 NUM_SCALARS = tl.constexpr(len(SCALARS))
@@ -31,17 +31,25 @@ PROCESSED_TOKENS = tl.constexpr(SCALARS.index("processed_tokens"))
 RETAINED_TOKENS = tl.constexpr(SCALARS.index("retained_tokens"))
 EVICTED_TOKENS = tl.constexpr(SCALARS.index("evicted_tokens"))
 DECODED_TOKENS = tl.constexpr(SCALARS.index("decoded_tokens"))
+EDITED_TOKENS = tl.constexpr(SCALARS.index("edited_tokens"))
 DECODABLE_TOKENS = tl.constexpr(SCALARS.index("decodable_tokens"))
 RECALLED_TOKENS = tl.constexpr(SCALARS.index("recalled_tokens"))
 WARM_UP = tl.constexpr(SCALARS.index("warm_up"))
 PROGRESS = tl.constexpr(SCALARS.index("progress"))
 DECODED_SUM = tl.constexpr(SCALARS.index("decoded_sum"))
 PRODUCTIVE_STEPS = tl.constexpr(SCALARS.index("productive_steps"))
+POST_STEPS = tl.constexpr(SCALARS.index("post_steps"))
 PROMPT_LEN = tl.constexpr(SCALARS.index("prompt_len"))
 LIMIT = tl.constexpr(SCALARS.index("limit"))
 STRATEGY = tl.constexpr(SCALARS.index("strategy"))
 THRESHOLD = tl.constexpr(SCALARS.index("threshold"))
 NUM_STEPS = tl.constexpr(SCALARS.index("num_steps"))
+EDITING_THRESHOLD = tl.constexpr(SCALARS.index("editing_threshold"))
+MAX_POST_STEPS = tl.constexpr(SCALARS.index("max_post_steps"))
+
+STATIC = tl.constexpr(STRATEGIES.index("low_confidence_static"))
+SEQUENTIAL = tl.constexpr(STRATEGIES.index("sequential"))
+JOINT = tl.constexpr(STRATEGIES.index("joint_threshold"))
 
 
 @triton.jit

@@ -30,22 +30,26 @@ SCALARS = (
     "active",  # 0 or 1: decodes; the device sets it to 0 when the text is final
     "block_start",  # absolute position of the current block's first token
     "denoising_step",  # steps of the current block so far
-    "denoising_steps",  # from here on seven counts, as in ``DecodingCounts``
+    "denoising_steps",  # from here on eight counts, as in ``DecodingCounts``
     "processed_tokens",
     "retained_tokens",
     "evicted_tokens",
     "decoded_tokens",
+    "edited_tokens",
     "decodable_tokens",
     "recalled_tokens",
     "warm_up",  # 0 or 1: the current block had no step yet
     "progress",  # rightmost position of the block ever computed past layer 1; -1: none
     "decoded_sum",  # tokens decoded in the current block by steps, the prompt's not counted
     "productive_steps",  # of the current block: steps that decoded something
+    "post_steps",  # of the current block under joint_threshold: steps that found no mask
     "prompt_len",
     "limit",  # first position that may not be emitted
     "strategy",  # of ``STRATEGIES``
     "threshold",  # float32
-    "num_steps",  # denoising steps that the request allows a block
+    "num_steps",  # denoising steps that the request allows a block; joint_threshold: B
+    "editing_threshold",  # float32; this and the next one are of joint_threshold
+    "max_post_steps",
     "temperature",  # float32
     "top_p",  # float32
     "top_k",
@@ -56,10 +60,15 @@ SCALARS = (
 )
 # From word ``len(ARRAYS) * B + len(SCALARS)`` on: K stop ids, padded with the mask id.
 
-FLOATS = frozenset({"logprobs", "closed_logprobs", "threshold", "temperature", "top_p", "min_p"})
+FLOATS = frozenset(
+    {
+        *("logprobs", "closed_logprobs", "threshold", "editing_threshold"),
+        *("temperature", "top_p", "min_p"),
+    }
+)
 COUNTS = SCALARS[SCALARS.index("denoising_steps") : SCALARS.index("recalled_tokens") + 1]
 
-STRATEGIES = ("low_confidence_dynamic", "low_confidence_static", "sequential")
+STRATEGIES = ("low_confidence_dynamic", "low_confidence_static", "sequential", "joint_threshold")
 
 
 @dataclass(frozen=True)

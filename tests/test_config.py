@@ -3,6 +3,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 from focus_ray.config import DEFAULT_CONFIDENCE_THRESHOLD, EngineConfig
 
 PAGE = Path(__file__).parents[1] / "docs" / "focus.md"
@@ -23,3 +25,21 @@ def test_defaults_of_focus_are_those_of_its_page() -> None:
         "round-importance": "on" if EngineConfig().round_importance else "off",
         "diagnose-recall-every": str(EngineConfig().diagnose_recall_every),
     }
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        pytest.param({}, "decoding focus .* use decoding block", id="evicting"),
+        pytest.param({"decoding": "delayed"}, "decoding delayed", id="tokens leave when decoded"),
+        pytest.param(
+            {"decoding": "block", "denoising_steps": 4}, "denoising_steps 4", id="a schedule"
+        ),
+    ],
+)
+def test_joint_threshold_is_refused_where_it_makes_no_sense(
+    fields: dict[str, object], words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        EngineConfig(unmasking="joint_threshold", **fields)
+    assert EngineConfig(unmasking="joint_threshold", decoding="block").max_post_steps == 16

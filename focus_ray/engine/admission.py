@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from focus_ray.engine.outputs import GenerationRequest
 from focus_ray.errors import RequestRejected
-from focus_ray.sampling import SamplingParams
+from focus_ray.sampling import SamplingParams, fill_in
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,7 @@ class RequestLimits:
 
     Args:
         defaults: every field that a request may leave as None, except ``seed`` and ``max_tokens``.
+        whole_blocks: every step computes whole blocks, so that a decoded token may still change.
         max_completions: most ``n`` that could ever be queued.
     """
 
@@ -26,6 +27,7 @@ class RequestLimits:
     mask_token_id: int
     max_model_len: int
     block_length: int
+    whole_blocks: bool
     max_completions: int
     defaults: SamplingParams
 
@@ -70,6 +72,8 @@ def resolve(request: GenerationRequest, limits: RequestLimits) -> SamplingParams
             "tokens and each step decodes at least one; ask for at most that many",
             "denoising_steps",
         )
+    if (params.unmasking or limits.defaults.unmasking) == "joint_threshold":
+        _check_joint_threshold(params, limits)
     for token_id in params.stop_token_ids:
         if token_id >= limits.vocab_size:
             raise RequestRejected(
@@ -77,6 +81,28 @@ def resolve(request: GenerationRequest, limits: RequestLimits) -> SamplingParams
                 "stop_token_ids",
             )
     return _fill(params, limits, room)
+
+
+def _check_joint_threshold(params: SamplingParams, limits: RequestLimits) -> None:
+    if not limits.whole_blocks:
+        raise RequestRejected(
+            "unmasking is joint_threshold, which changes decoded tokens, but the decoding of this "
+            "engine leaves these out; ask for another unmasking, or start it with decoding block",
+            "unmasking",
+        )
+    if params.temperature:
+        raise RequestRejected(
+            f"temperature is {params.temperature:g}, but unmasking joint_threshold is greedy: a "
+            "token that is drawn would be changed back; ask for temperature 0 or another unmasking",
+            "temperature",
+        )
+    if params.denoising_steps is not None:
+        raise RequestRejected(
+            f"denoising_steps is {params.denoising_steps}, but a block of unmasking "
+            "joint_threshold takes as many steps as it needs; leave denoising_steps out, or ask "
+            "for another unmasking",
+            "denoising_steps",
+        )
 
 
 def _check_prompt(token_ids: Iterable[int], limits: RequestLimits) -> None:
@@ -100,13 +126,9 @@ def _check_prompt(token_ids: Iterable[int], limits: RequestLimits) -> None:
 
 
 def _fill(params: SamplingParams, limits: RequestLimits, room: int) -> SamplingParams:
-    filled = {
-        name: getattr(limits.defaults, name)
-        for name in SamplingParams.model_fields
-        if getattr(params, name) is None
-    }
+    bounds: dict[str, int] = {}
     if params.max_tokens is None:
-        filled["max_tokens"] = room
+        bounds["max_tokens"] = room
     if params.top_k is not None:  # more than the vocabulary keeps all; the device counts in int64
-        filled["top_k"] = min(params.top_k, limits.vocab_size)
-    return params.model_copy(update=filled)
+        bounds["top_k"] = min(params.top_k, limits.vocab_size)
+    return fill_in(params, limits.defaults).model_copy(update=bounds)

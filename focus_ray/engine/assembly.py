@@ -119,6 +119,7 @@ def assemble(config: EngineConfig, loaded: LoadedModel | None = None) -> EngineP
             mask_token_id=spec.mask_token_id,
             max_model_len=max_model_len,
             block_length=spec.block_length,
+            whole_blocks=config.decoding == "block",
             max_completions=config.max_num_seqs + config.max_num_waiting,
             defaults=_default_params(config, spec),
         ),
@@ -156,4 +157,6 @@ def _default_params(config: EngineConfig, spec: ModelSpec) -> SamplingParams:
             else config.confidence_threshold
         ),
         denoising_steps=config.denoising_steps or spec.block_length,
+        editing_threshold=config.editing_threshold,
+        max_post_steps=config.max_post_steps,
     )

@@ -146,12 +146,14 @@ def pack_starts(
         "active": 1,
         "block_start": [start.block_start for start in starts],
         "denoising_step": [block.denoising_step for block in blocks],
+        "post_steps": [block.post_steps for block in blocks],
         "warm_up": 1,
         "progress": -1,
         "prompt_len": [start.prompt_len for start in starts],
         "limit": [start.prompt_len + (start.params.max_tokens or 0) for start in starts],
         "strategy": [STRATEGIES.index(_unmasking(each)) for each in params],
-        "num_steps": [each.denoising_steps for each in params],
+        "num_steps": [each.denoising_steps or layout.block_length for each in params],
+        "max_post_steps": [each.max_post_steps for each in params],
         "top_k": [max(each.top_k or 0, 0) for each in params],
         "seed_low": seed_N2[:, 0],
         "seed_high": seed_N2[:, 1],
@@ -159,6 +161,7 @@ def pack_starts(
     }
     floats: dict[str, Any] = {
         "threshold": [each.confidence_threshold for each in params],
+        "editing_threshold": [each.editing_threshold for each in params],
         "temperature": [each.temperature for each in params],
         "top_p": [each.top_p for each in params],
         "min_p": [each.min_p for each in params],

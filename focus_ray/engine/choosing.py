@@ -1,6 +1,6 @@
 """From hidden states to decoded tokens: logits, confidences, and the blocks that move on.
 
-M slots, B block length, Q retained masked tokens, V vocabulary, K alternatives. A token's place is
+M slots, B block length, Q retained open tokens, V vocabulary, K alternatives. A token's place is
 ``slot * B + position``; one place more takes what belongs to nobody.
 """
 
@@ -21,13 +21,13 @@ LOGITS_BYTES = 512 << 20
 
 
 class Choosing:
-    """Looks at the masked tokens that went through all layers; no other token needs logits.
+    """Looks at the open tokens that went through all layers; no other token needs logits.
 
     Args:
         vocab_size: width of the model's logits.
 
     Attributes:
-        token_MB, confidence_MB, logprob_MB: int64 and float32, what each retained masked position
+        token_MB, confidence_MB, logprob_MB: int64 and float32, what each retained open position
             would take; any value elsewhere.
         chosen_MB: bool, what the step decoded.
     """
@@ -55,7 +55,7 @@ class Choosing:
     def look(
         self, hidden_RD: Tensor, row_Q: Tensor, place_Q: Tensor, plan: StepPlan
     ) -> tuple[Tensor, Tensor] | None:
-        """Find the token and the confidence of every masked position that is left.
+        """Find the token and the confidence of every open position that is left.
 
         Args:
             row_Q: where their hidden states stand in ``hidden_RD``.

@@ -81,6 +81,8 @@ def _start(runner: Runner, slot: int) -> SlotStart:
         unmasking="low_confidence_dynamic",
         confidence_threshold=1.0,
         denoising_steps=length,
+        editing_threshold=1.0,
+        max_post_steps=1,
         temperature=0.0,
         top_p=1.0,
     )

@@ -1,4 +1,4 @@
-"""Which tokens of a step may leave: the contiguous decoded ones that did not leave before."""
+"""Which tokens of a step may leave: contiguous decoded ones that stay and did not leave before."""
 
 from __future__ import annotations
 
@@ -24,11 +24,13 @@ def emit(slots: Slots, after: BlocksAfter) -> list[NewTokens]:
     """The decoded prefix of each block as far as it was not emitted yet; marks it as emitted.
 
     Nothing of the block behind a closed one is decoded yet, so one block is all there is to see.
+    Where decoded tokens may still change, nothing leaves before the block has ended.
     """
     block_length = slots.block_length
     first_mask_M = after.decoded_MB.argmin(1)  # or a decoded token, where there is no mask
     is_whole_M = after.decoded_MB[np.arange(len(first_mask_M)), first_mask_M]
     prefix_M = np.where(is_whole_M, block_length, first_mask_M)
+    prefix_M[slots.edits_M & ~after.ended_M] = 0
     end_M = np.minimum(slots.block_start_M + prefix_M, slots.limit_M)
     slots_N = np.flatnonzero(after.ours_M & (end_M > slots.emitted_end_M))
     first_N1 = (slots.emitted_end_M - slots.block_start_M)[slots_N, None]

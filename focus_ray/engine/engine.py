@@ -20,7 +20,7 @@ from focus_ray.engine.outputs import EngineLoad, GenerationRequest, TokenDelta
 from focus_ray.engine.request import Sequence
 from focus_ray.engine.tokenizer import Tokenizer
 from focus_ray.errors import EngineOverloaded, RequestRejected
-from focus_ray.sampling import SamplingParams
+from focus_ray.sampling import SamplingParams, fill_in
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class Engine:
     @property
     def default_params(self) -> SamplingParams:
         """What a request gets for the fields it leaves open."""
-        return self.limits.defaults
+        return fill_in(SamplingParams(), self.limits.defaults)
 
     @property
     def running_requests(self) -> Collection[str]:

@@ -54,6 +54,7 @@ class DenoisingStep:
             ride along: their KV was not final yet, and is after this step.
         retained: of these, went past layer 1; decoded tokens of the processing set always do.
         positions, token_ids, confidences: what was decoded in the step.
+        edited, edited_token_ids, edited_confidences: what was decoded before and replaced in it.
         masked_confidences: of each masked position; None where it was evicted.
         importance_deltas: of each masked position; empty where nothing was decided by importance.
     """
@@ -65,6 +66,9 @@ class DenoisingStep:
     positions: tuple[int, ...]
     token_ids: tuple[int, ...]
     confidences: tuple[float, ...]
+    edited: tuple[int, ...] = ()
+    edited_token_ids: tuple[int, ...] = ()
+    edited_confidences: tuple[float, ...] = ()
     masked_confidences: tuple[float | None, ...] = ()
     importance_deltas: tuple[float, ...] = ()
 
@@ -82,6 +86,7 @@ class DecodingCounts:
         denoising_steps: steps that a sequence took part in.
         processed_tokens: entered layer 0, the leftovers of closed blocks included.
         retained_tokens: went past layer 1, these included.
+        edited_tokens: decoded tokens that a step replaced, under ``joint_threshold``.
         evicted_tokens: masked tokens that a step left out, after layer 1 or before layer 0.
         decodable_tokens: in diagnosed steps, what would have been decoded without eviction.
         recalled_tokens: of these, the retained ones.
@@ -92,6 +97,7 @@ class DecodingCounts:
     retained_tokens: int = 0
     evicted_tokens: int = 0
     decoded_tokens: int = 0
+    edited_tokens: int = 0
     decodable_tokens: int = 0
     recalled_tokens: int = 0
 

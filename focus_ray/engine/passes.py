@@ -129,8 +129,8 @@ class Passes:
         kept.slot_R[:n].copy_(rows.slot_C[:n])
         kept.kv_limit_R[:n].copy_(rows.kv_limit_C[:n])
         kept.row_offsets_S1.copy_(rows.row_offsets_S1)
-        kept.masked_row_Q[:n].copy_(rows.masked_token_C[:n])
-        kept.masked_place_Q[:n].copy_(rows.masked_place_C[:n])
+        kept.open_row_Q[:n].copy_(rows.open_token_C[:n])
+        kept.open_place_Q[:n].copy_(rows.open_place_C[:n])
         self.retained.kept_NB.copy_(rows.processed_SB)
 
     def _processed(self, size: StepSize) -> StepTensors:

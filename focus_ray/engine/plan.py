@@ -15,12 +15,16 @@ from focus_ray.sampling import SamplingParams
 
 @dataclass(frozen=True)
 class BlockSnapshot:
-    """The current block of one sequence: ids (mask id where masked), what is decoded, its step."""
+    """The current block of one sequence: ids (mask id where masked), what is decoded, its steps.
+
+    ``post_steps`` are those that found no mask, under ``joint_threshold``.
+    """
 
     token_ids_B: NDArray[np.int32]
     decoded_B: NDArray[np.bool_]
     logprobs_B: NDArray[np.float32]
     denoising_step: int
+    post_steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,7 @@ class StepTrace:
         took_part_M: bool.
         processed_MB, retained_MB: bool, tokens that entered layer 0, and those past layer 1.
         leftover_MB: bool, tokens of the block before that were processed, and retained, too.
-        confidences_MB: float32, probability of the token that each retained masked position would
+        confidences_MB: float32, probability of the token that each retained open position would
             take.
         deltas_MB: float32, change of importance of masked tokens; None where nothing was decided
             by it.
@@ -128,9 +132,10 @@ class StepTrace:
 class StepResult:
     """All slots after the step. Rows of slots that nobody sits in mean nothing.
 
-    A block whose last token the step decoded is closed: ``block_start_M`` has moved on by a block,
-    the closed tokens stand in ``closed_ids_MB``, and the current block is all masked. The last
-    block of a text is not closed: its slot turns inactive instead.
+    A block whose last token the step decoded (under ``joint_threshold``: a block that settled) is
+    closed: ``block_start_M`` has moved on by a block, the closed tokens stand in ``closed_ids_MB``,
+    and the current block is all masked. The last block of a text is not closed: its slot turns
+    inactive instead.
 
     Args:
         active_M: bool, false once the text is final: a stop id or the limit is behind its
@@ -138,14 +143,16 @@ class StepResult:
         block_start_M: int32.
         token_ids_MB: int32, mask id where still masked.
         decoded_MB: bool.
-        logprobs_MB: float32, log probability at temperature 1 of tokens decoded in a step.
+        logprobs_MB: float32, log probability at temperature 1 of tokens decoded in a step, or last
+            edited in one.
         closed_ids_MB, closed_logprobs_MB: the same of the block before; valid only in the step
             that closed it.
         denoising_step_M: int32, steps of the current block so far.
+        post_steps_M: int32, of these, under ``joint_threshold``, the ones that found no mask.
         counts_MC: int32, all that each sequence did since it took its slot, in the order of
             ``COUNTS`` of ``focus_ray.kernels.slot_words``.
         num_tokens: processed in the step, prefill and leftovers included; 0 where nobody ran.
-        top_ids_MBK, top_logprobs_MBK: best alternatives at each position that was masked and
+        top_ids_MBK, top_logprobs_MBK: best alternatives at each position that was open and
             retained, when asked for; of the block before the step.
         trace: when asked for.
     """
@@ -158,6 +165,7 @@ class StepResult:
     closed_ids_MB: NDArray[np.int32]
     closed_logprobs_MB: NDArray[np.float32]
     denoising_step_M: NDArray[np.int32]
+    post_steps_M: NDArray[np.int32]
     counts_MC: NDArray[np.int32]
     num_tokens: int
     top_ids_MBK: NDArray[np.int64] | None = None

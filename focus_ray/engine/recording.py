@@ -14,11 +14,11 @@ from focus_ray.engine.slots import WANTS_TOP, BlocksAfter, Slots
 
 
 def record_alternatives(slots: Slots, after: BlocksAfter, result: StepResult) -> None:
-    """Keep the best alternatives of newly decoded tokens."""
+    """Keep the best alternatives of newly decoded and edited tokens."""
     if result.top_ids_MBK is None or result.top_logprobs_MBK is None:
         return
     num_top_M = slots.wants_M4[:, WANTS_TOP] - 1
-    newly_MB = slots.newly_decoded(after)
+    newly_MB = slots.newly_decoded(after) | slots.edited(after)
     for slot in np.flatnonzero((num_top_M > 0) & newly_MB.any(1)).tolist():
         sequence, start = slots.sequence(slot), int(slots.block_start_M[slot])
         for offset in np.flatnonzero(newly_MB[slot]).tolist():
@@ -32,9 +32,9 @@ def record_trace(slots: Slots, after: BlocksAfter, result: StepResult) -> None:
     trace = result.trace
     if trace is None:  # not asked for, or nobody took part
         return
-    newly_MB = slots.newly_decoded(after)
+    newly_MB, edited_MB = slots.newly_decoded(after), slots.edited(after)
     for slot in np.flatnonzero(after.took_part_M).tolist():
-        newly_B, masked_B = newly_MB[slot], ~slots.decoded_MB[slot]
+        newly_B, masked_B, edited_B = newly_MB[slot], ~slots.decoded_MB[slot], edited_MB[slot]
         retained_B, confidence_B = trace.retained_MB[slot], trace.confidences_MB[slot]
         start = int(slots.block_start_M[slot])
         leftover = _positions(trace.leftover_MB[slot], start - slots.block_length)
@@ -50,6 +50,9 @@ def record_trace(slots: Slots, after: BlocksAfter, result: StepResult) -> None:
                 positions=_positions(newly_B, start),
                 token_ids=tuple(after.token_ids_MB[slot, newly_B].tolist()),
                 confidences=tuple(confidence_B[newly_B].tolist()),
+                edited=_positions(edited_B, start),
+                edited_token_ids=tuple(after.token_ids_MB[slot, edited_B].tolist()),
+                edited_confidences=tuple(confidence_B[edited_B].tolist()),
                 masked_confidences=tuple(
                     float(confidence_B[offset]) if retained_B[offset] else None
                     for offset in np.flatnonzero(masked_B)

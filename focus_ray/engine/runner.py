@@ -36,7 +36,7 @@ class StepCounts:
     """What ``plan_rows`` counted; tokens of the step's prefill are in ``num_tokens`` too."""
 
     num_tokens: int = 0
-    num_masked: int = 0
+    num_open: int = 0
     num_rows: int = 0
     num_slots: int = 0
     num_prefill: int = 0
@@ -114,14 +114,14 @@ class Runner:
         size = self.plan_rows(policy, plan.num_prefill_tokens)
         self._num_launched += 1  # only now: where not all fit, a diagnosis looks at the same slots
         self._last_size = size
-        num_retained = num_masked = 0
+        num_retained = num_open = 0
         top: dict[str, HostCopy] = {}
         trace: dict[str, HostCopy] = {}
         if size.num_tokens:
-            num_retained, num_masked = self._forward(size, policy.by_importance)
+            num_retained, num_open = self._forward(size, policy.by_importance)
             if plan.record_trace:
                 trace = self._copy_trace(policy.by_importance)
-            found = self.parts.choose(plan, num_masked, decodable_MB)
+            found = self.parts.choose(plan, num_open, decodable_MB)
             if plan.record_trace:
                 trace["confidences_MB"] = self._copies.start(self.parts.choosing.confidence_MB)
             if found is not None:
@@ -133,7 +133,7 @@ class Runner:
                 size=size,
                 evicts=policy.evicts,
                 num_retained=num_retained,
-                num_logit_rows=num_masked,
+                num_logit_rows=num_open,
                 top=top,
                 trace=trace,
             )
@@ -161,6 +161,7 @@ class Runner:
             closed_ids_MB=words_MW[:, layout.array("closed_ids")],
             closed_logprobs_MB=floats_MW[:, layout.array("closed_logprobs")],
             denoising_step_M=words_MW[:, layout.word("denoising_step")],
+            post_steps_M=words_MW[:, layout.word("post_steps")],
             counts_MC=words_MW[:, layout.counts],
             num_tokens=launched.size.num_tokens,
             top_ids_MBK=top.get("ids"),
@@ -179,7 +180,7 @@ class Runner:
 
     @torch.inference_mode()
     def rehearse_choice(self, plan: StepPlan) -> None:
-        """Look at as many masked tokens as there can be, with the wishes of ``plan``."""
+        """Look at as many open tokens as there can be, with the wishes of ``plan``."""
         self.plan_rows(self.policy, 0)
         self.state.words.scalar("temperature").fill_(1.0)  # so that nobody is greedy
         self.parts.look(plan, self.parts.choosing.num_places)
@@ -225,22 +226,22 @@ class Runner:
             out=self.rows,
         )
         counts = self._copies.wait(self._copies.start(self.rows.counts_4)).tolist()
-        num_tokens, num_masked, num_rows, num_slots = counts
-        return StepCounts(num_tokens, num_masked, num_rows, num_slots, num_prefill)
+        num_tokens, num_open, num_rows, num_slots = counts
+        return StepCounts(num_tokens, num_open, num_rows, num_slots, num_prefill)
 
     def _forward(self, size: StepCounts, by_importance: bool) -> tuple[int, int]:
-        """All layers; how many tokens were retained, and how many of these are masked."""
+        """All layers; how many tokens were retained, and how many of these are open."""
         parts, passes = self.parts, self.parts.passes
         step_size = parts.size(size.num_tokens, size.num_rows)
         parts.head(step_size, by_importance)
         if not by_importance:
             parts.tail(step_size)
-            return size.num_tokens, size.num_masked
+            return size.num_tokens, size.num_open
         copy = self._copies.start(passes.retained.counts_2)
         passes.compact(step_size)  # while the counts are on their way
-        num_retained, num_masked = self._copies.wait(copy).tolist()
+        num_retained, num_open = self._copies.wait(copy).tolist()
         parts.tail(parts.size(num_retained, size.num_rows))
-        return num_retained, num_masked
+        return num_retained, num_open
 
     def _decodable(self, plan: StepPlan) -> Tensor | None:
         """``[M, B]`` bool: what the step would decode without eviction; leaves no trace in KV."""
@@ -249,8 +250,8 @@ class Runner:
             return None
         written_T = self.rows.slot_C[: size.num_tokens].clone()
         saved = self._cache.read(written_T)
-        _, num_masked = self._forward(size, by_importance=False)
-        self.parts.look(replace(plan, num_top_logprobs=None), num_masked)
+        _, num_open = self._forward(size, by_importance=False)
+        self.parts.look(replace(plan, num_top_logprobs=None), num_open)
         words = self.state.words
         step_M = words.scalar("denoising_step")
         chosen_MB = choose_unmasked(

@@ -33,6 +33,7 @@ class BlocksAfter:
             other rows mean nothing.
         took_part_M: bool, of these, those whose block the step processed.
         closed_M: bool, blocks that are wholly decoded now, and make place for the next.
+        ended_M: bool, these, and the last blocks of texts.
         token_ids_MB, decoded_MB, logprobs_MB: of these blocks, closed or not.
         counted_MC: int64, what the step did for each sequence; 0 where not ours.
     """
@@ -40,6 +41,7 @@ class BlocksAfter:
     ours_M: NDArray[np.bool_]
     took_part_M: NDArray[np.bool_]
     closed_M: NDArray[np.bool_]
+    ended_M: NDArray[np.bool_]
     token_ids_MB: NDArray[np.int32]
     decoded_MB: NDArray[np.bool_]
     logprobs_MB: NDArray[np.float32]
@@ -50,9 +52,10 @@ class Slots:
     """Who sits where, and the state of each one's block.
 
     ``admitted_M`` numbers admissions, so that a later occupant of a slot is never taken for an
-    earlier one. ``active_M`` is what the device last said; ``capacity_M`` and ``canvas_end_M`` are
-    tokens that the pages hold and that the sequence can ever have; ``registered_end_M`` is the
-    position up to which its pages are findable.
+    earlier one. ``active_M`` is what the device last said; ``edits_M`` are sequences whose decoded
+    tokens may change until their block ends; ``capacity_M`` and ``canvas_end_M`` are tokens that
+    the pages hold and that the sequence can ever have; ``registered_end_M`` is the position up to
+    which its pages are findable.
     """
 
     def __init__(self, max_num_seqs: int, block_length: int, mask_token_id: int) -> None:
@@ -66,6 +69,7 @@ class Slots:
         self.decoding_M = np.zeros(m, np.bool_)
         self.prefilling_M = np.zeros(m, np.bool_)
         self.active_M = np.zeros(m, np.bool_)
+        self.edits_M = np.zeros(m, np.bool_)
         self.block_start_M = np.zeros(m, np.int64)
         self.capacity_M = np.zeros(m, np.int64)
         self.canvas_end_M = np.zeros(m, np.int64)
@@ -73,6 +77,7 @@ class Slots:
         self.emitted_end_M = np.zeros(m, np.int64)
         self.limit_M = np.zeros(m, np.int64)
         self.step_M = np.zeros(m, np.int64)
+        self.post_steps_M = np.zeros(m, np.int64)
         self.counts_MC = np.zeros((m, len(COUNT_NAMES)), np.int64)
         self.wants_M4 = np.zeros((m, 4), np.int64)
         self.token_ids_MB = np.zeros((m, b), np.int32)
@@ -136,6 +141,7 @@ class Slots:
         self.canvas_end_M[slot] = len(sequence.canvas)
         self.emitted_end_M[slot] = sequence.prompt_len + sequence.num_emitted
         self.limit_M[slot] = sequence.limit
+        self.edits_M[slot] = params.unmasking == "joint_threshold"
         self.counts_MC[slot] = 0
         filtered = (params.top_p or 1.0) < 1.0 or (params.top_k or 0) > 0 or params.min_p > 0.0
         self.wants_M4[slot, WANTS_TOP] = 0 if params.logprobs is None else params.logprobs + 1
@@ -145,6 +151,7 @@ class Slots:
         block = sequence.saved_block or sequence.new_block(self.mask_token_id)
         sequence.saved_block = None
         self.step_M[slot] = block.denoising_step
+        self.post_steps_M[slot] = block.post_steps
         self.token_ids_MB[slot] = block.token_ids_B
         self.decoded_MB[slot] = block.decoded_B
         self.logprobs_MB[slot] = block.logprobs_B
@@ -194,6 +201,7 @@ class Slots:
             ours_M=ours_M,
             took_part_M=counted_MC[:, 0] > 0,  # denoising steps
             closed_M=closed_M,
+            ended_M=closed_M | (ours_M & ~result.active_M),
             token_ids_MB=token_ids_MB,
             decoded_MB=decoded_MB,
             logprobs_MB=logprobs_MB,
@@ -203,6 +211,12 @@ class Slots:
     def newly_decoded(self, after: BlocksAfter) -> NDArray[np.bool_]:
         """``[M, B]`` bool: what a step decoded; before ``take``."""
         return after.decoded_MB & ~self.decoded_MB & after.ours_M[:, None]
+
+    def edited(self, after: BlocksAfter) -> NDArray[np.bool_]:
+        """``[M, B]`` bool: decoded tokens that a step replaced; before ``take``."""
+        was_decoded_MB = self.decoded_MB & after.ours_M[:, None]
+        edited_MB: NDArray[np.bool_] = was_decoded_MB & (after.token_ids_MB != self.token_ids_MB)
+        return edited_MB
 
     def take(self, result: StepResult, after: BlocksAfter) -> None:
         """Bring the mirrors up to the step."""
@@ -216,6 +230,7 @@ class Slots:
         self.active_M = updated(self.active_M, result.active_M)
         self.block_start_M = updated(self.block_start_M, result.block_start_M)
         self.step_M = updated(self.step_M, result.denoising_step_M)
+        self.post_steps_M = updated(self.post_steps_M, result.post_steps_M)
         self.token_ids_MB = updated(self.token_ids_MB, result.token_ids_MB)
         self.decoded_MB = updated(self.decoded_MB, result.decoded_MB)
         self.logprobs_MB = updated(self.logprobs_MB, result.logprobs_MB)
@@ -228,4 +243,5 @@ class Slots:
             self.decoded_MB[slot].copy(),
             self.logprobs_MB[slot].copy(),
             int(self.step_M[slot]),
+            int(self.post_steps_M[slot]),
         )

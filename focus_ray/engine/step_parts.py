@@ -65,29 +65,29 @@ class StepParts:
         self.graphs.run(("tail", size.num_tokens), lambda cut: self.passes.tail(size, cut))
 
     def choose(
-        self, plan: StepPlan, num_masked: int, decodable_MB: Tensor | None
+        self, plan: StepPlan, num_open: int, decodable_MB: Tensor | None
     ) -> tuple[Tensor, Tensor] | None:
-        """Logits of the masked tokens that are left, and the step's end; see ``Choosing.look``."""
+        """Logits of the open tokens that are left, and the step's end; see ``Choosing.look``."""
         recorded = (
             not (plan.any_sampled or plan.any_filtered or plan.any_suppressed)
             and plan.num_top_logprobs is None
             and decodable_MB is None
         )
-        if self._buckets is not None and num_masked:
-            num_masked = bucket_of(self._buckets, num_masked)
+        if self._buckets is not None and num_open:
+            num_open = bucket_of(self._buckets, num_open)
         if recorded:
-            key = ("choose", num_masked)
-            self.graphs.run(key, lambda _: self._choose(PLAIN, num_masked, None))
+            key = ("choose", num_open)
+            self.graphs.run(key, lambda _: self._choose(PLAIN, num_open, None))
             return None
-        return self._choose(plan, num_masked, decodable_MB)
+        return self._choose(plan, num_open, decodable_MB)
 
-    def look(self, plan: StepPlan, num_masked: int) -> tuple[Tensor, Tensor] | None:
-        """Tokens and confidences of the masked tokens that are left."""
+    def look(self, plan: StepPlan, num_open: int) -> tuple[Tensor, Tensor] | None:
+        """Tokens and confidences of the open tokens that are left."""
         kept = self.passes.kept
         return self.choosing.look(
             self.passes.hidden_CD,
-            kept.masked_row_Q[:num_masked],
-            kept.masked_place_Q[:num_masked],
+            kept.open_row_Q[:num_open],
+            kept.open_place_Q[:num_open],
             plan,
         )
 
@@ -102,10 +102,10 @@ class StepParts:
 
     def _recordings(self, by_importance: Sequence[bool]) -> Iterator[Recording]:
         assert self._buckets is not None
-        most_masked = bucket_of(self._buckets, self.choosing.num_places)
+        most_open = bucket_of(self._buckets, self.choosing.num_places)
         for bucket in (0, *self._buckets):
             size = self._padded(bucket)
-            if bucket <= most_masked:
+            if bucket <= most_open:
                 yield Recording(("choose", bucket), bucket, self._chooses(bucket))
             if bucket:
                 yield Recording(("tail", bucket), bucket, partial(self.passes.tail, size))
@@ -113,13 +113,13 @@ class StepParts:
                     head = partial(self.passes.head, size, compares)
                     yield Recording(("head", compares, bucket), bucket, head)
 
-    def _chooses(self, num_masked: int) -> Body:
-        return lambda _: self._choose(PLAIN, num_masked, None)
+    def _chooses(self, num_open: int) -> Body:
+        return lambda _: self._choose(PLAIN, num_open, None)
 
     def _choose(
-        self, plan: StepPlan, num_masked: int, decodable_MB: Tensor | None
+        self, plan: StepPlan, num_open: int, decodable_MB: Tensor | None
     ) -> tuple[Tensor, Tensor] | None:
-        top = self.look(plan, num_masked)
+        top = self.look(plan, num_open)
         self.choosing.advance(self.passes.kept_SB, self._whole_blocks, decodable_MB)
         return top
 

@@ -23,6 +23,7 @@ def start(slot, *, seed=0, stops=(), **params):
         np.array([True, False, True, False]),
         np.array([-0.5, 0.0, -0.25, 0.0], np.float32),
         2,
+        post_steps=1,
     )
     given = {
         "max_tokens": 10,
@@ -34,6 +35,8 @@ def start(slot, *, seed=0, stops=(), **params):
         "unmasking": "sequential",
         "confidence_threshold": 0.75,
         "denoising_steps": 2,
+        "editing_threshold": 0.625,
+        "max_post_steps": 5,
     }
     return SlotStart(slot, block, 8, 9, SamplingParams(**{**given, **params}), seed, stops)
 
@@ -49,7 +52,7 @@ def test_a_start_fills_every_word_of_its_slot_and_no_other(state):
     assert words.array("logprobs")[3].tolist() == [-0.5, 0.0, -0.25, 0.0]
     assert words.array("uncached")[3].tolist() == [1] * B, "its KV is not in the pages"
     assert words.array("leftover")[3].tolist() == [0] * B
-    assert words.counts_MC[3].tolist() == [0] * 7
+    assert words.counts_MC[3].tolist() == [0] * 8
     assert words.stop_ids_MK[3].tolist() == [5, 6, MASK]
     found = {name: words.scalar(name)[3].item() for name in ("active", "block_start", "progress")}
     assert found == {"active": 1, "block_start": 8, "progress": -1}
@@ -58,11 +61,14 @@ def test_a_start_fills_every_word_of_its_slot_and_no_other(state):
         "denoising_step": 2,
         "warm_up": 1,
         "decoded_sum": 0,
+        "post_steps": 1,
         "prompt_len": 9,
         "limit": 19,
         "strategy": 2,
         "threshold": 0.75,
         "num_steps": 2,
+        "editing_threshold": 0.625,
+        "max_post_steps": 5,
         "temperature": 0.5,
         "top_k": 20,
         "suppress_before": 12,
@@ -70,6 +76,13 @@ def test_a_start_fills_every_word_of_its_slot_and_no_other(state):
     assert {name: words.scalar(name)[3].item() for name in numbers} == numbers
     assert words.scalar("top_p")[3].item() == pytest.approx(0.9)
     assert words.scalar("min_p")[3].item() == pytest.approx(0.1)
+
+
+def test_a_block_without_a_number_of_steps_may_take_as_many_as_it_has_tokens():
+    layout = SlotLayout(B, 1)
+    joint = start(0, unmasking="joint_threshold", denoising_steps=None)
+    words = SlotWords(layout, torch.from_numpy(pack_starts(layout, [joint], MASK)))
+    assert (words.scalar("strategy").item(), words.scalar("num_steps").item()) == (3, B)
 
 
 @pytest.mark.parametrize("seed", [0, 1, -1, 2**62 + 12345, -(2**63), 2**32 - 1])

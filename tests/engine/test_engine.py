@@ -9,6 +9,7 @@ from focus_ray.engine.engine import Engine
 from focus_ray.engine.outputs import GenerationRequest
 from focus_ray.engine.sampler import choose_tokens
 from focus_ray.errors import EngineOverloaded, RequestRejected
+from focus_ray.kernels.slot_words import STRATEGIES
 from focus_ray.sampling import MAX_STOP_TOKEN_IDS, RepetitionDetection, SamplingParams
 
 MASK = 509
@@ -55,16 +56,19 @@ def prompts(count, seed=0, low=1, high=70):
 
 def mixed_requests(count, seed=0):
     """Greedy and sampled requests of many lengths, strategies and thresholds."""
-    strategies = ("low_confidence_dynamic", "low_confidence_static", "sequential")
     made = []
     for i, prompt in enumerate(prompts(count, seed)):
         params = {
             "max_tokens": 5 + 7 * i % 60,
-            "unmasking": strategies[i % 3],
-            "denoising_steps": 1 + 5 * i % 16,
+            "unmasking": STRATEGIES[i % 4],
             "confidence_threshold": (0.3, 0.6, 0.9)[i % 3],
         }
-        if i % 2:
+        if STRATEGIES[i % 4] == "joint_threshold":
+            params |= {"editing_threshold": (0.9, 0.97, 0.99)[i % 3], "max_post_steps": 1 + i % 5}
+            made.append(request(str(i), prompt, **params))
+            continue
+        params["denoising_steps"] = 1 + 5 * i % 16
+        if i // 4 % 2:
             params |= {"temperature": 0.8, "top_p": 0.9, "top_k": 50, "seed": i}
         made.append(request(str(i), prompt, **params))
     return made

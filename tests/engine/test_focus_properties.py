@@ -81,6 +81,8 @@ class Blocks:
                 unmasking=member.unmasking,
                 confidence_threshold=member.threshold,
                 denoising_steps=member.denoising_steps,
+                editing_threshold=1.0,
+                max_post_steps=1,
             ),
             seed=0,
             stop_token_ids=(),

@@ -6,7 +6,7 @@ Pages are given out full of NaN, so a KV position that is read before it was com
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 import pytest
@@ -27,11 +27,22 @@ PREFIXES = tuple(tuple((7 * i + 31 * k) % 500 + 2 for i in range(CONTEXT)) for k
 
 @dataclass(frozen=True)
 class Arrival:
-    """A request, the step before which it comes, and the one before which it is aborted."""
+    """A request, the step before which it comes, and the one before which it is aborted.
+
+    ``edits``: under a decoding of whole blocks, it is decoded by joint threshold.
+    """
 
     request: GenerationRequest
     step: int
     abort_step: int | None
+    edits: bool = False
+
+    def under(self, decoding: str) -> Arrival:
+        if decoding != "block" or not self.edits:
+            return self
+        joint = {"unmasking": "joint_threshold", "temperature": 0.0, "denoising_steps": None}
+        params = self.request.params.model_copy(update=joint)
+        return replace(self, request=replace(self.request, params=params))
 
 
 @dataclass(frozen=True)
@@ -74,6 +85,8 @@ def arrivals(draw: st.DrawFn, block_length: int) -> tuple[Arrival, ...]:
             ),
             confidence_threshold=draw(st.sampled_from([0.2, 0.5, 0.9])),
             denoising_steps=draw(st.integers(1, block_length)),
+            editing_threshold=draw(st.sampled_from([0.5, 0.97, 0.99])),
+            max_post_steps=draw(st.integers(1, 4)),
         )
         return GenerationRequest(name, (*prefix, *own), params)
 
@@ -82,6 +95,7 @@ def arrivals(draw: st.DrawFn, block_length: int) -> tuple[Arrival, ...]:
             request=request(str(number)),
             step=draw(st.integers(0, 8)),
             abort_step=draw(st.none() | st.none() | st.none() | st.integers(0, 30)),
+            edits=draw(st.booleans()),
         )
         for number in range(draw(st.integers(2, 6)))
     )
@@ -175,7 +189,7 @@ def run_schedule(model: tuple[str, str], decoding: str, schedule: Schedule) -> O
     """A fresh, poisoned engine; everything it lent out comes back."""
     engine = make_engine(*model, decoding, **schedule.settings)
     poison(engine)
-    outcome = run(engine, schedule.arrivals)
+    outcome = run(engine, [arrival.under(decoding) for arrival in schedule.arrivals])
     load = engine.load()
     assert load.free_pages == load.total_pages == schedule.settings["num_pages"]
     assert load.num_running == load.num_waiting == 0
@@ -201,7 +215,7 @@ def test_company_costs_a_request_nothing(
     schedule = schedule.with_settings(num_pages=num_pages or schedule.settings["num_pages"])
     outcome = run_schedule(golden_sdar, decoding, schedule)
     own = {name: schedule.settings[name] for name in CHANGES_TOKENS}
-    for arrival in schedule.arrivals:
+    for arrival in [arrival.under(decoding) for arrival in schedule.arrivals]:
         name, params = arrival.request.request_id, arrival.request.params
         found = outcome.outputs[name]
         if found.finish_reason == "length":

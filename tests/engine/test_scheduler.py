@@ -213,6 +213,46 @@ def test_a_trace_lists_every_step():
     assert made.trace[3].masked_confidences == (1.0, 1.0, 1.0)
 
 
+@pytest.mark.parametrize(
+    ("most", "num_steps", "leftover"),
+    [
+        pytest.param(1, 5, (4, 5, 6, 7), id="ends with an edit: all is left over"),
+        pytest.param(9, 6, (), id="ends when nothing changes: nothing is left over"),
+    ],
+)
+def test_a_block_of_joint_threshold_comes_out_when_it_has_settled(most, num_steps, leftover):
+    """The fake device decodes every odd position wrong, and edits it in the next step."""
+    system = System(trace=True)
+    made = sequence("a", 4, 8, unmasking="joint_threshold", max_post_steps=most)
+    system.add(made)
+    came = []
+    tokens = system.run(on_step=lambda _: came.append(len(system.out.get("a", ()))))["a"]
+    assert tokens == expected(made)
+    assert set(came) <= {0, 4, 8}, "a part of a block came out"
+    trace = made.trace
+    assert [step.block_start for step in trace] == [4] * num_steps + [8] * num_steps
+    assert [step.edited for step in trace[:5]] == [(), (), (5,), (), (7,)]
+    assert trace[4].edited_token_ids == (tokens[3],) != trace[3].token_ids
+    assert trace[4].edited_confidences == (1.0,)
+    assert all(step.edited == () for step in trace[5:num_steps])
+    assert trace[num_steps].leftover == leftover
+    assert made.stats().edited_tokens == 4
+    assert made.stats().decoded_tokens == 8
+    system.check_end()
+
+
+def test_what_is_edited_away_ends_no_text():
+    free = sequence("a", 4, 8, unmasking="joint_threshold", max_post_steps=9)
+    wrong = (expected(free)[3] + 1) % 97  # what position 7 is decoded to at first
+    assert wrong not in expected(free)
+    limited = sequence(
+        "b", 4, 8, unmasking="joint_threshold", max_post_steps=9, stop_token_ids=(wrong,)
+    )
+    system = System()
+    system.add(limited)
+    assert system.run()["b"] == expected(free)
+
+
 def test_a_trace_has_no_step_that_a_sequence_sat_out():
     system = System(trace=True, room=3 * B, slots=3)
     made = [sequence(name, 2, 10, value) for value, name in enumerate("abc")]

@@ -44,16 +44,35 @@ def test_a_page_is_found_only_after_what_was_left_over_of_it_is_computed():
     assert system.run()["a"] == expected(made)
 
 
+JOINT = {"unmasking": "joint_threshold", "max_post_steps": 2}
+
+
+@pytest.mark.parametrize("params", [{}, JOINT], ids=["decoded once", "edited"])
 @pytest.mark.parametrize("many", [False, True], ids=["one at a time", "several, anywhere"])
 @pytest.mark.parametrize("caching", [True, False], ids=["prefix cache", "no cache"])
-def test_preemption_loses_nothing_and_returns_every_page(caching, many):
+def test_preemption_loses_nothing_and_returns_every_page(caching, many, params):
     system = System(slots=4, pages=8, caching=caching, many=many)
-    made = [sequence(name, 5, 40, prompt_value=i) for i, name in enumerate("abcd")]
+    made = [sequence(name, 5, 40, prompt_value=i, **params) for i, name in enumerate("abcd")]
     system.add(*made)
     out = system.run(max_steps=5000)
     assert system.scheduler.num_preemptions > 0
     assert [out[item.request_id] for item in made] == [expected(item) for item in made]
     system.check_end()
+
+
+def test_steps_without_a_mask_are_counted_on_after_preemption():
+    """The younger one is preempted between an edit and the step that would find nothing to edit."""
+    system = System(slots=2, pages=4)
+    system.add(sequence("old", 8, 24, 1), young := sequence("young", 5, 20, 2, **JOINT))
+    while system.scheduler.num_preemptions == 0:
+        system.step()
+    assert young.saved_block is not None
+    assert young.saved_block.decoded_B.all()
+    assert young.saved_block.post_steps == 1
+    system.run()
+    starts = [start for plan in system.device.plans for start in plan.starts]
+    assert [start.block.post_steps for start in starts if start.block.decoded_B.all()] == [1]
+    assert system.out["young"] == expected(young)
 
 
 def test_the_oldest_keeps_its_place_and_the_youngest_yields():

@@ -98,7 +98,7 @@ def slow_choice(slot: SlowSlot, candidates: list[int], confidence: list[float]) 
     if strategy == "sequential":
         return [b for b in candidates if b < candidates[0] + quota]
     above = [b for b in candidates if confidence[b] > slot.threshold]
-    if strategy == "low_confidence_dynamic" and len(above) >= quota:
+    if strategy != "low_confidence_static" and len(above) >= quota:
         return above
     return best
 
@@ -121,15 +121,31 @@ def slow_advance_slot(words: SlotWords, m: int, outcome: Outcome) -> list[int]:
     columns["retained_tokens"] += len(kept) + sum(slot.leftover)
     columns["evicted_tokens"] += sum(not before[b] and b not in kept for b in positions)
     columns["decoded_tokens"] += len(chosen)
+    is_joint = outcome.whole_blocks and STRATEGIES[slot.strategy] == "joint_threshold"
+    edited = [
+        b
+        for b in kept
+        if is_joint
+        and before[b]
+        and slot.block_start + b >= slot.prompt_len
+        and outcome.confidence_MB[m, b] > slot.editing_threshold
+        and outcome.token_MB[m, b] != slot.token_ids[b]
+    ]
+    columns["edited_tokens"] += len(edited)
     if outcome.decodable_MB is not None:
         decodable = [b for b in positions if outcome.decodable_MB[m, b]]
         columns["decodable_tokens"] += len(decodable)
         columns["recalled_tokens"] += len(set(decodable) & set(kept))
 
-    for b in chosen:
+    for b in chosen + edited:
         slot.token_ids[b] = int(outcome.token_MB[m, b])
         slot.logprobs[b] = float(outcome.logprob_MB[m, b])
         slot.decoded[b] = 1
+    has_settled = True
+    if is_joint:
+        columns["post_steps"] += all(before)
+        is_last = not edited or slot.post_steps >= slot.max_post_steps
+        has_settled = all(before) and is_last
     for b in positions:
         if before[b] and (b + 1 == block_length or before[b + 1]):
             slot.uncached[b] = 0
@@ -149,13 +165,19 @@ def slow_advance_slot(words: SlotWords, m: int, outcome: Outcome) -> list[int]:
         for b in range(prefix)
         if slot.block_start + b >= slot.prompt_len
     )
-    if stops or slot.block_start + prefix >= slot.limit:
+    if not has_settled:
+        pass
+    elif stops or slot.block_start + prefix >= slot.limit:
         columns["active"] = 0
     elif prefix == block_length:
         columns |= {
             "closed_ids": slot.token_ids,
             "closed_logprobs": slot.logprobs,
-            "leftover": [1] * block_length if outcome.whole_blocks else slot.uncached,
+            "leftover": (
+                [int(not is_joint or bool(edited))] * block_length
+                if outcome.whole_blocks
+                else slot.uncached
+            ),
             "block_start": slot.block_start + block_length,
             "token_ids": [MASK_ID] * block_length,
             "decoded": [0] * block_length,
@@ -165,6 +187,7 @@ def slow_advance_slot(words: SlotWords, m: int, outcome: Outcome) -> list[int]:
             "progress": -1,
             "decoded_sum": 0,
             "productive_steps": 0,
+            "post_steps": 0,
             "denoising_step": 0,
         }
     slot.store()

@@ -135,8 +135,8 @@ def slow_compact(step: Step) -> Compacted:
         slot_R=step.slot_T[tokens],
         kv_limit_R=torch.tensor(limits, dtype=torch.int32),
         row_offsets_S1=torch.tensor(offsets, dtype=torch.int32),
-        masked_row_Q=torch.tensor(masked_rows, dtype=torch.int64),
-        masked_place_Q=torch.tensor(masked_places, dtype=torch.int64),
+        open_row_Q=torch.tensor(masked_rows, dtype=torch.int64),
+        open_place_Q=torch.tensor(masked_places, dtype=torch.int64),
     )
 
 
@@ -147,8 +147,8 @@ def assert_same_and_padded(found: Compacted, expected: Compacted) -> None:
         "positions_R": 0,
         "slot_R": TRASH_SLOT,
         "kv_limit_R": 1,
-        "masked_row_Q": 0,
-        "masked_place_Q": TRASH_PLACE,
+        "open_row_Q": 0,
+        "open_place_Q": TRASH_PLACE,
     }
     for name, tensor in vars(expected).items():
         values = getattr(found, name)

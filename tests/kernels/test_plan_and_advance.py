@@ -21,6 +21,7 @@ from focus_ray.kernels.rows import RowRule, Rows
 from focus_ray.kernels.slot_words import COUNTS, STRATEGIES, SlotLayout, SlotWords
 
 NUM_PAGES = 8
+JOINT = STRATEGIES.index("joint_threshold")
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class Sequence:
     strategy: int
     threshold: float
     num_steps: int
+    editing_threshold: float
+    max_post_steps: int
     stop_id: int
     seed: int
 
@@ -59,6 +62,7 @@ class History:
     processed: list[list[int]] = field(default_factory=list)
     limits: list[list[int]] = field(default_factory=list)
     decoded: list[dict[int, int]] = field(default_factory=list)
+    edited: list[dict[int, int]] = field(default_factory=list)
     block_starts: list[int] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
     logprobs: dict[int, float] = field(default_factory=dict)
@@ -75,6 +79,8 @@ def schedules(draw: st.DrawFn) -> Schedule:
         strategy=st.integers(0, len(STRATEGIES) - 1),
         threshold=st.sampled_from([0.0, 0.5, 0.9, 1.0]),
         num_steps=st.integers(1, block_length),
+        editing_threshold=st.sampled_from([0.0, 0.8, 0.95, 1.0]),
+        max_post_steps=st.sampled_from([1, 3]),
         stop_id=st.sampled_from([0, MASK_ID]),
         seed=st.integers(0, 2**32 - 1),
     )
@@ -150,6 +156,8 @@ class Slots:
             ("strategy", sequence.strategy),
             ("threshold", sequence.threshold),
             ("num_steps", sequence.num_steps),
+            ("editing_threshold", sequence.editing_threshold),
+            ("max_post_steps", sequence.max_post_steps),
         ):
             fresh.scalar(name).fill_(value)
         fresh.stop_ids_MK.copy_(torch.tensor([[sequence.stop_id, MASK_ID]]))
@@ -227,8 +235,11 @@ class Slots:
                 after.array(f"closed_{name}" if closed else kept)[slot].tolist()
                 for name, kept in (("ids", "token_ids"), ("logprobs", "logprobs"))
             )
+            was = zip(before.array("token_ids")[slot], before.array("decoded")[slot], strict=True)
+            edited = [b for b, (id_, there) in enumerate(was) if there and id_ != ids[b]]
             history.decoded.append({start + b: ids[b] for b in chosen})
-            history.logprobs |= {start + b: logprobs[b] for b in chosen}
+            history.edited.append({start + b: ids[b] for b in edited})
+            history.logprobs |= {start + b: logprobs[b] for b in chosen + edited}
             history.block_starts.append(start)
             history.counts = after.counts_MC[slot].tolist()
 
@@ -237,8 +248,13 @@ class Slots:
 
 
 def check(sequence: Sequence, schedule: Schedule, history: History) -> None:
-    """Every token is decoded once; keys and values of what is behind the text's end are final."""
+    """Every token is decoded once; keys and values of what is behind the text's end are final.
+
+    Under joint threshold it may be edited after that, until its block settles.
+    """
     length, whole = schedule.block_length, schedule.rule.whole_blocks
+    is_joint = whole and sequence.strategy == JOINT
+    given, num_post_steps, has_settled = sequence.known, 0, True
     order = np.arange(length)
     if sequence.is_resumed:
         np.random.default_rng(sequence.seed).shuffle(order)
@@ -254,9 +270,15 @@ def check(sequence: Sequence, schedule: Schedule, history: History) -> None:
         block_before = set(range(start - length, start))
         if is_first:
             # decoded to its last token one step ago: this step processes what was not final
-            assert left_over == (block_before if whole else block_before - settled)
+            if is_joint:
+                assert left_over == (block_before if history.edited[step - 1] else set())
+            else:
+                assert left_over == (block_before if whole else block_before - settled)
+            assert has_settled, "a block was closed that could still change"
+            num_post_steps = 0
         else:
             assert not left_over, "leftover tokens outlive the step after closing"
+            assert not is_joint or not step or not has_settled, "a block goes on that has settled"
         if not whole:
             assert not processed & settled, "keys and values that are final are written again"
         assert current, "a step takes up nothing of the current block"
@@ -268,14 +290,28 @@ def check(sequence: Sequence, schedule: Schedule, history: History) -> None:
             for position in processed
             if position in decoded and (position + 1 in decoded or position % length == length - 1)
         }
-        new = history.decoded[step]
+        new, edited = history.decoded[step], history.edited[step]
         assert new.keys() <= current - decoded, "decoded twice, or without being processed"
-        assert new, "a step that takes part decodes a token"
+        assert edited.keys() <= (current & decoded if is_joint else set())
+        assert all(position >= given for position in edited), "the prompt was edited"
+        if is_joint:
+            is_post_step = current <= decoded
+            num_post_steps += is_post_step
+            is_last = not edited or num_post_steps == sequence.max_post_steps
+            has_settled = is_post_step and is_last
+            assert bool(new) != is_post_step, "a step decodes as long as there are masks"
+            if edited:
+                settled -= current
+        else:
+            assert new, "a step that takes part decodes a token"
         decoded |= new.keys()
         if is_first:
             assert block_before <= settled, "a closed block is not final after the next step"
     assert set(range(last_start)) <= decoded, "a block was closed with masks"
-    ids = {position: id_ for new in history.decoded for position, id_ in new.items()}
+    assert has_settled, "ended in a block that could still change"
+    ids: dict[int, int] = {}
+    for new, edited in zip(history.decoded, history.edited, strict=True):
+        ids |= new | edited
     prefix = last_start
     while prefix in decoded:
         prefix += 1
@@ -285,6 +321,7 @@ def check(sequence: Sequence, schedule: Schedule, history: History) -> None:
     assert counts["denoising_steps"] == len(history.processed)
     assert counts["processed_tokens"] == sum(map(len, history.processed))
     assert counts["decoded_tokens"] == len(ids) == len(history.logprobs)
+    assert counts["edited_tokens"] == sum(map(len, history.edited))
 
 
 # nothing that the fixture gives changes between examples

@@ -14,7 +14,7 @@ from torch import Tensor
 from focus_ray.kernels.launch import INTERPRETED
 from focus_ray.kernels.plan_rows import plan_rows
 from focus_ray.kernels.rows import RowRule, Rows
-from focus_ray.kernels.slot_words import SlotLayout, SlotWords
+from focus_ray.kernels.slot_words import STRATEGIES, SlotLayout, SlotWords
 
 TRASH_SLOT = 7
 BLOCKS = RowRule(whole_blocks=True, leftmost=False, attend_cached=False, alpha=None)
@@ -109,6 +109,7 @@ class Row:
     processed: list[int]
     ids: list[int]
     masked: list[int]
+    editable: list[int]
     seen: int
     target: int = 0
     progress: int = -1
@@ -132,7 +133,7 @@ def slow_rows_of(words: SlotWords, slot: int, rule: RowRule) -> list[Row]:
         processed = [b for b in positions if leftover[b]]
         seen = block_length if rule.attend_cached else processed[-1] + 1
         ids = words.array("closed_ids")[slot].tolist()
-        rows.append(Row(slot, start - block_length, processed, ids, [], seen))
+        rows.append(Row(slot, start - block_length, processed, ids, [], [], seen))
 
     masked = [b for b in positions if not decoded[b]]
     target = len(masked)
@@ -152,7 +153,11 @@ def slow_rows_of(words: SlotWords, slot: int, rule: RowRule) -> list[Row]:
         seen = max([seen, *(b + 1 for b in positions if decoded[b])])
     masked = [b for b in masked if b in processed]
     ids = words.array("token_ids")[slot].tolist()
-    return [*rows, Row(slot, start, processed, ids, masked, seen, target, scalar("progress"))]
+    is_joint = rule.whole_blocks and STRATEGIES[scalar("strategy")] == "joint_threshold"
+    answer = scalar("prompt_len") - start
+    editable = [b for b in positions if is_joint and decoded[b] and b >= answer]
+    current = Row(slot, start, processed, ids, masked, editable, seen, target, scalar("progress"))
+    return [*rows, current]
 
 
 def slow_plan(step: Step) -> Rows:
@@ -175,12 +180,12 @@ def slow_plan(step: Step) -> Rows:
     table = [row for slot in sorted(taking_part) for row in taking_part[slot]]
     rows_before = [table.index(taking_part[slot][-1]) for slot in sorted(taking_part)]
     for slot, start, ids in step.prefill:
-        table.append(Row(slot, start, list(range(block_length)), ids, [], block_length))
+        table.append(Row(slot, start, list(range(block_length)), ids, [], [], block_length))
     out = Rows.allocate(num_slots, block_length, step.num_rows, step.num_tokens, "cpu")
     out.progress_S.fill_(-1)
     out.slot_C.fill_(TRASH_SLOT)
     out.kv_limit_C.fill_(1)
-    out.masked_place_C.fill_(num_slots * block_length)
+    out.open_place_C.fill_(num_slots * block_length)
     out.row_of_slot_M.fill_(-1)
     for slot, row_index in zip(sorted(taking_part), rows_before, strict=True):
         out.row_of_slot_M[slot] = row_index
@@ -195,13 +200,13 @@ def slow_plan(step: Step) -> Rows:
             out.token_ids_C[t], out.positions_C[t] = row.ids[b], position
             out.slot_C[t] = page * step.page_size + position % step.page_size
             out.kv_limit_C[t] = row.start + row.seen
-            if b in row.masked:
-                out.masked_SB[s, b] = True
-                out.masked_token_C[q], out.masked_place_C[q] = t, row.slot * block_length + b
+            out.masked_SB[s, b] = b in row.masked
+            if b in row.masked or b in row.editable:
+                out.open_token_C[q], out.open_place_C[q] = t, row.slot * block_length + b
                 q += 1
             t += 1
-        out.row_offsets_S1[s + 1], out.masked_offsets_S1[s + 1] = t, q
-    out.row_offsets_S1[len(table) + 1 :], out.masked_offsets_S1[len(table) + 1 :] = t, q
+        out.row_offsets_S1[s + 1], out.open_offsets_S1[s + 1] = t, q
+    out.row_offsets_S1[len(table) + 1 :], out.open_offsets_S1[len(table) + 1 :] = t, q
     out.counts_4.copy_(torch.tensor([t, q, len(table), len(taking_part)]))
     return out
 

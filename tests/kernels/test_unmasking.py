@@ -2,7 +2,9 @@ import pytest
 import torch
 
 from focus_ray.kernels.slot_words import STRATEGIES
-from focus_ray.kernels.unmasking import choose_unmasked, quota
+from focus_ray.kernels.unmasking import choose_edited, choose_unmasked, may_be_edited, quota
+
+JOINT = STRATEGIES.index("joint_threshold")
 
 
 def choose(strategy, confidence, masked, *, threshold=0.9, quota_=1):
@@ -70,6 +72,8 @@ def choose(strategy, confidence, masked, *, threshold=0.9, quota_=1):
         pytest.param(
             "low_confidence_dynamic", [0.99, 0.99], [0, 0], {}, [], id="nothing is masked"
         ),
+        pytest.param("joint_threshold", [0.5, 0.6], [1, 1], {}, [1], id="joint: the best"),
+        pytest.param("joint_threshold", [0.91, 0.95], [1, 1], {}, [0, 1], id="joint: all above"),
     ],
 )
 def test_choice(strategy, confidence, masked, options, expected):
@@ -78,13 +82,33 @@ def test_choice(strategy, confidence, masked, options, expected):
 
 def test_strategies_mix_in_one_batch():
     chosen = choose_unmasked(
-        torch.tensor([[0.1, 0.95, 0.96]] * 3),
-        torch.ones(3, 3, dtype=torch.bool),
-        strategy_N=torch.tensor([0, 1, 2]),
-        threshold_N=torch.full((3,), 0.9),
-        quota_N=torch.ones(3, dtype=torch.int64),
+        torch.tensor([[0.1, 0.95, 0.96]] * 4),
+        torch.ones(4, 3, dtype=torch.bool),
+        strategy_N=torch.tensor([0, 1, 2, 3]),
+        threshold_N=torch.full((4,), 0.9),
+        quota_N=torch.ones(4, dtype=torch.int64),
     )
-    assert chosen.int().tolist() == [[0, 1, 1], [0, 0, 1], [1, 0, 0]]
+    assert chosen.int().tolist() == [[0, 1, 1], [0, 0, 1], [1, 0, 0], [0, 1, 1]]
+
+
+def test_only_answers_under_joint_threshold_may_be_edited():
+    editable = may_be_edited(
+        torch.tensor([JOINT, JOINT, JOINT, 0]),
+        torch.tensor([-5, 2, 4, -5]),
+        torch.tensor([[1, 1, 0, 1]] * 4, dtype=torch.bool),
+    )
+    assert editable.int().tolist() == [[1, 1, 0, 1], [0, 0, 0, 1], [0] * 4, [0] * 4]
+
+
+def test_an_edit_is_surer_than_the_threshold_and_another_token():
+    edited = choose_edited(
+        torch.tensor([[0.9, 0.5, 0.9, 0.9]]),
+        torch.tensor([[7, 7, 3, 7]]),
+        torch.tensor([[3, 3, 3, 3]]),
+        torch.tensor([[True, True, True, False]]),
+        torch.tensor([0.5]),
+    )
+    assert edited.int().tolist() == [[1, 0, 0, 0]]
 
 
 @pytest.mark.parametrize(

@@ -123,13 +123,13 @@ def test_what_later_layers_see(padding: int, device: torch.device) -> None:
     limits = step.kv_limit_T[:num_retained].split(row_lens)
     for row, limit_L in enumerate(limits[:4]):
         assert set(limit_L.tolist()) == {STARTS[row] + rightmost[row] + 1}
-    place_Q = batch.compacted.masked_place_Q[:num_masked].cpu()
+    place_Q = batch.compacted.open_place_Q[:num_masked].cpu()
     row_Q, position_Q = (kept_SB & batch.masked_SB).cpu().nonzero().unbind(1)
     assert torch.equal(place_Q, torch.tensor(SLOTS)[row_Q] * B + position_Q)
-    token_Q = batch.compacted.masked_row_Q[:num_masked]
+    token_Q = batch.compacted.open_row_Q[:num_masked]
     absolute_Q = torch.tensor(STARTS)[row_Q] + position_Q
     assert torch.equal(step.positions_T[token_Q].cpu(), absolute_Q)
-    padding_places = batch.compacted.masked_place_Q[num_masked : batch.num_padded]
+    padding_places = batch.compacted.open_place_Q[num_masked : batch.num_padded]
     assert (padding_places == NUM_SLOTS * B).all()
 
 

@@ -60,6 +60,7 @@ class Slot:
     closed_ids_B: np.ndarray
     step: int
     counts: dict[str, int]
+    post_steps: int = 0
     active: bool = True
 
 
@@ -70,6 +71,8 @@ class FakeDevice:
         pool: the scheduler's; pages that a step writes must be held.
         room: tokens in a step; decoding slots that do not fit sit it out, in cyclic order.
         many: decode one to three tokens of a block in a step, anywhere; else the leftmost one.
+
+    Under ``joint_threshold`` every other token is decoded wrong and edited by the next step.
     """
 
     def __init__(
@@ -124,6 +127,7 @@ class FakeDevice:
             leftover_B=none_B,
             closed_ids_B=np.full(self.block_length, MASK, np.int32),
             step=start.block.denoising_step,
+            post_steps=start.block.post_steps,
             counts=dict.fromkeys(COUNTS, 0),
         )
 
@@ -161,6 +165,7 @@ class FakeDevice:
             closed_ids_MB=np.stack([state.closed_ids_B for state in states]),
             closed_logprobs_MB=zeros_MB,
             denoising_step_M=np.array([state.step for state in states], np.int32),
+            post_steps_M=np.array([state.post_steps for state in states], np.int32),
             counts_MC=np.array([[*state.counts.values()] for state in states], np.int32),
             num_tokens=num_tokens,
             trace=trace if plan.record_trace else None,
@@ -209,9 +214,14 @@ class FakeDevice:
         state, length = self._at(m), self.block_length
         before = self._before(m, state.block_start)
         position_B = state.block_start + np.arange(length)
+        is_joint = state.start.params.unmasking == "joint_threshold"
+        right_B = mix(before, position_B) % NUM_TOKENS
+        is_answer_B = state.decoded_B & (position_B >= state.start.prompt_len)
+        edited = np.flatnonzero(is_joint & is_answer_B & (state.token_ids_B != right_B))
         masked = np.flatnonzero(~state.decoded_B)
-        assert len(masked), "a block that is wholly decoded stayed"
-        if self.many:
+        is_post_step = is_joint and not len(masked)
+        assert len(masked) or is_post_step, "a block that is wholly decoded stayed"
+        if self.many and len(masked):
             order = mix(before, position_B[masked], state.step).argsort()
             masked = masked[order[: 1 + mix(before, state.step) % 3]]
         else:
@@ -224,19 +234,32 @@ class FakeDevice:
             ("processed_tokens", num_processed),
             ("retained_tokens", num_processed),
             ("decoded_tokens", len(masked)),
+            ("edited_tokens", len(edited)),
         ):
             state.counts[name] += count
-        state.token_ids_B[masked] = mix(before, position_B[masked]) % NUM_TOKENS
+        state.token_ids_B[edited] = right_B[edited]
+        wrong = position_B[masked] % 2 if is_joint else 0
+        state.token_ids_B[masked] = (right_B[masked] + wrong) % NUM_TOKENS
         state.decoded_B[masked] = True
         state.leftover_B = np.zeros(length, bool)
         state.step += 1
+        state.post_steps += is_post_step
+        if is_joint and not (is_post_step and self._is_last(state, len(edited))):
+            return
         if self._is_final(state):
             state.active = False
         elif state.decoded_B.all():
             state.leftover_B[masked] = True  # its KV was that of a mask
+            state.leftover_B[:] |= len(edited) > 0
             state.closed_ids_B, state.block_start = state.token_ids_B, state.block_start + length
             state.token_ids_B = np.full(length, MASK, np.int32)
-            state.decoded_B, state.step = np.zeros(length, bool), 0
+            state.decoded_B, state.step, state.post_steps = np.zeros(length, bool), 0, 0
+
+    def _is_last(self, state: Slot, num_edited: int) -> bool:
+        """Nothing changes any more in a block without masks."""
+        most = state.start.params.max_post_steps
+        assert most is not None
+        return not num_edited or state.post_steps >= most
 
     def _is_final(self, state: Slot) -> bool:
         """A stop id or the limit is behind the contiguous decoded tokens."""

@@ -67,17 +67,21 @@ def random_words(
         "retained_tokens": draws.integers(0, 1000, m),
         "evicted_tokens": draws.integers(0, 1000, m),
         "decoded_tokens": draws.integers(0, 1000, m),
+        "edited_tokens": draws.integers(0, 1000, m),
         "decodable_tokens": draws.integers(0, 1000, m),
         "recalled_tokens": draws.integers(0, 1000, m),
         "warm_up": draws.flags(0.3, m),
         "progress": draws.integers(-1, b, m),
         "decoded_sum": draws.integers(0, b, m),
         "productive_steps": draws.integers(0, 4, m),
+        "post_steps": draws.integers(0, 3, m),
         "prompt_len": draws.integers(0, 5 * b, m),
         "limit": draws.integers(b, 6 * b, m),
         "strategy": draws.integers(0, len(STRATEGIES), m),
         "threshold": draws.integers(0, 9, m) / 8,
         "num_steps": draws.integers(1, b + 1, m),
+        "editing_threshold": draws.integers(0, 9, m) / 8,
+        "max_post_steps": draws.integers(1, 5, m),
     }
     for name, array_MB in arrays.items():
         words.array(name).copy_(array_MB)
