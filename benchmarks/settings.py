@@ -15,6 +15,8 @@ FIELD_OF_NAME = {
     "adaptive": "focus_adaptive",
     "unmasking": "unmasking",
     "denoising_steps": "denoising_steps",
+    "editing": "editing_threshold",
+    "post_steps": "max_post_steps",
     "block_length": "block_length",
     "attend_cached": "attend_cached",
     "round_importance": "round_importance",

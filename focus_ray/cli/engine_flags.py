@@ -23,6 +23,7 @@ NOT_FLAGS = {"model", "record_trace"}
 SAMPLING_FLAGS = (
     *("max_tokens", "min_tokens", "temperature", "top_p", "top_k", "min_p", "seed"),
     *("stop", "ignore_eos", "unmasking", "confidence_threshold", "denoising_steps"),
+    *("editing_threshold", "max_post_steps"),
 )
 
 

@@ -77,6 +77,7 @@ class UsageCount:
             retained_tokens=self._counts.retained_tokens,
             evicted_tokens=self._counts.evicted_tokens,
             decoded_tokens=self._counts.decoded_tokens,
+            edited_tokens=self._counts.edited_tokens,
         )
 
 

@@ -37,6 +37,7 @@ TOTALS: dict[str, tuple[str, Callable[[EngineLoad], float]]] = {
     "engine_steps": ("Forward passes of the whole batch.", lambda x: x.num_steps),
     "denoising_steps": ("Denoising steps of sequences.", lambda x: x.denoising_steps),
     "decoded_tokens": ("Masked tokens that became decoded.", lambda x: x.decoded_tokens),
+    "edited_tokens": ("Decoded tokens that steps replaced.", lambda x: x.edited_tokens),
     "processed_tokens": ("Tokens that entered layer 0 in decoding.", lambda x: x.processed_tokens),
     "retained_tokens": ("Of these, taken past layer 1.", lambda x: x.retained_tokens),
     "evicted_tokens": ("Masked tokens that steps left out.", lambda x: x.evicted_tokens),

@@ -56,6 +56,7 @@ class Usage(Reply):
     retained_tokens: int = Field(description="Of these, taken past layer 1.")
     evicted_tokens: int = Field(description="Masked tokens that steps left out.")
     decoded_tokens: int = Field(description="Masked tokens that became decoded.")
+    edited_tokens: int = Field(description="Decoded tokens that steps replaced.")
 
 
 class TopLogprob(Reply):

@@ -73,12 +73,23 @@ class GenerationFields(StrictModel):
         None, description="End a completion that repeats itself."
     )
     unmasking: Unmasking | None = Field(
-        None, description="Which masked tokens a denoising step decodes."
+        None,
+        description="Which masked tokens a denoising step decodes; joint_threshold also changes "
+        "decoded ones until their block ends.",
     )
     confidence_threshold: float | None = Field(
-        None, description="low_confidence_dynamic: decode every token above it."
+        None,
+        description="low_confidence_dynamic, joint_threshold: decode every token above it.",
     )
-    denoising_steps: int | None = Field(None, description="Denoising steps per block.")
+    denoising_steps: int | None = Field(
+        None, description="Denoising steps per block; not for joint_threshold."
+    )
+    editing_threshold: float | None = Field(
+        None, description="joint_threshold: change a decoded token where another is above it."
+    )
+    max_post_steps: int | None = Field(
+        None, description="joint_threshold: steps without a mask after which a block ends."
+    )
     stream: bool | None = Field(None, description="Send server-sent events as text is final.")
     stream_options: StreamOptions | None = Field(None, description="Only with stream.")
     return_token_ids: bool | None = Field(

@@ -218,6 +218,17 @@ def test_the_hub_needs_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
             },
             id="words",
         ),
+        pytest.param(
+            "block@0.7,unmasking=joint_threshold,editing=0.5,post_steps=16",
+            {
+                "decoding": "block",
+                "confidence_threshold": 0.7,
+                "unmasking": "joint_threshold",
+                "editing_threshold": 0.5,
+                "max_post_steps": 16,
+            },
+            id="two thresholds",
+        ),
     ],
 )
 def test_settings(setting: str, fields: dict[str, object]) -> None:
@@ -230,6 +241,7 @@ def test_settings(setting: str, fields: dict[str, object]) -> None:
         pytest.param("focus@0.8,beta=1", "'beta' is none of", id="unknown name"),
         pytest.param("focus@0.8,threshold=0.9", "'threshold' is given twice", id="twice"),
         pytest.param("focus@", "confidence_threshold", id="no number"),
+        pytest.param("focus,unmasking=joint_threshold", "decoding block", id="edits in focus"),
     ],
 )
 def test_settings_that_make_no_sense(setting: str, words: str) -> None:

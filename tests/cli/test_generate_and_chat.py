@@ -22,8 +22,21 @@ SMALL = [
 ]
 
 
-def test_generate():
-    result = runner.invoke(app, ["generate", "What is", "17 + 25?", "--temperature", "0", *SMALL])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        pytest.param(["--temperature", "0"], id="focus"),
+        pytest.param(
+            [
+                *("--decoding", "block", "--unmasking", "joint_threshold"),
+                *("--editing-threshold", "0.6", "--max-post-steps", "4"),
+            ],
+            id="joint threshold",
+        ),
+    ],
+)
+def test_generate(flags):
+    result = runner.invoke(app, ["generate", "What is", "17 + 25?", *flags, *SMALL])
     assert result.exit_code == 0, result.output
     assert "42" in result.stdout
 

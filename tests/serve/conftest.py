@@ -124,6 +124,7 @@ class FakeEngine:
                 retained_tokens=40,
                 evicted_tokens=21,
                 decoded_tokens=9,
+                edited_tokens=2,
                 total_s=1.0,
             )
             if last
@@ -160,6 +161,7 @@ class FakeEngine:
             retained_tokens=35,
             evicted_tokens=6,
             decoded_tokens=30,
+            edited_tokens=8,
             prefill_tokens=20,
             cached_prefix_tokens=10,
             emitted_tokens=25,

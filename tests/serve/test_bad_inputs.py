@@ -125,6 +125,8 @@ def refused(response, status=400):
         pytest.param({"messages": HI, "reasoning_effort": "low"}, "reasoning_effort", id="unknown"),
         pytest.param({"messages": HI, "unmasking": "magic"}, "unmasking", id="unmasking"),
         pytest.param({"messages": HI, "denoising_steps": 0}, "denoising_steps", id="no steps"),
+        pytest.param({"messages": HI, "max_post_steps": 0}, "max_post_steps", id="no post steps"),
+        pytest.param({"messages": HI, "editing_threshold": -1}, "editing_threshold", id="editing"),
         pytest.param(
             {"messages": HI, "confidence_threshold": -0.1}, "confidence_threshold", id="threshold"
         ),

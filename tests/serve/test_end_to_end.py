@@ -191,6 +191,9 @@ def test_logprobs_belong_to_the_tokens(served):
         pytest.param({"prompt": "a b " * 20_000}, "prompt", id="prompt beyond the context"),
         pytest.param({"prompt": [2**30]}, "prompt", id="id outside the vocabulary"),
         pytest.param({"prompt": "x", "denoising_steps": 999}, "denoising_steps", id="steps"),
+        pytest.param(
+            {"prompt": "x", "unmasking": "joint_threshold"}, "unmasking", id="edits under focus"
+        ),
         pytest.param({"prompt": "x", "stop_token_ids": [2**30]}, "stop_token_ids", id="stop id"),
     ],
 )

@@ -37,6 +37,7 @@ def test_metrics_follow_requests(mortal_server):
     assert samples["kv_cache_usage_perc", None].value == 0.25
     assert samples["engine_steps_total", None].value == mortal_server.engine.steps
     assert samples["retained_tokens_total", None].value == 35
+    assert samples["edited_tokens_total", None].value == 8
     assert samples["requests_refused_total", None].labels["reason"] == "overloaded"
     assert samples["num_requests_waiting", None].labels == {"model_name": "fake", "replica": "0"}
 

@@ -40,6 +40,7 @@ def test_chat(server):
     assert reply.usage.prompt_tokens_details.cached_tokens == 0
     assert reply.usage.denoising_steps == 7
     assert reply.usage.decoded_tokens == 9
+    assert reply.usage.edited_tokens == 2
     assert (reply.usage.processed_tokens, reply.usage.retained_tokens) == (60, 40)
     assert reply.usage.evicted_tokens == 21
 
@@ -147,6 +148,8 @@ def test_every_sampling_field_reaches_the_engine(mortal_server):
         "unmasking": "sequential",
         "confidence_threshold": 0.8,
         "denoising_steps": 3,
+        "editing_threshold": 0.6,
+        "max_post_steps": 4,
         "logprobs": 3,
     }
     mortal_server.post("/v1/completions", {"prompt": "hi", **fields})
