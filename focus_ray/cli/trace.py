@@ -28,11 +28,14 @@ from focus_ray.cli.generate import (
 from focus_ray.cli.trace_picture import draw
 from focus_ray.cli.trace_records import Trace, TraceHeader, trace_of
 from focus_ray.config import DEFAULT_MODEL, EngineConfig
-from focus_ray.sampling import SamplingParams
+from focus_ray.sampling import fill_in
 
 STDOUT = Path("-")
 
-SHOWN = ("temperature", "seed", "unmasking", "confidence_threshold", "denoising_steps")
+SHOWN = (
+    *("temperature", "seed", "unmasking", "confidence_threshold", "denoising_steps"),
+    *("editing_threshold", "max_post_steps"),
+)
 """The sampling that the header shows."""
 
 
@@ -75,10 +78,11 @@ def trace(
     evicted   still masked, left out: after layer 1, or, where "processed" is
               false, before layer 0
     decoded   has its token: "newly_decoded" from this step, otherwise from an
-              earlier one or the prompt
+              earlier one or the prompt; "edited" where this step replaced it
 
-    "confidence" is the probability of the token the step proposed for a masked position, "delta"
-    its importance in layer 1 less that in layer 0; null where there is none.
+    "confidence" is the probability of the token that the step proposed for a masked position or put
+    in place of another one, "delta" a position's importance in layer 1 less that in layer 0; null
+    where there is none.
     """
     notes = Console(stderr=True, highlight=False)
     with errors_in_words():
@@ -149,7 +153,7 @@ def record(
     path = resolve_checkpoint(config.model, config.revision)
     spec = read_spec(path, block_length=config.block_length, name=config.model)
     with LLM(**config.model_dump(exclude={"record_trace"}), record_trace=True) as llm:
-        params = filled(sampling, llm.get_default_sampling_params())
+        params = fill_in(sampling, llm.get_default_sampling_params())
         if raw:
             [answered] = llm.generate(text, params, use_tqdm=False)
         else:
@@ -169,12 +173,6 @@ def record(
             prompt_tokens=tuple(map(tokenizer.token_text, answered.prompt_token_ids)),
         )
         return trace_of(header, answered.outputs[0], tokenizer.token_text)
-
-
-def filled(sampling: SamplingParams, defaults: SamplingParams) -> SamplingParams:
-    """``sampling`` with what it leaves to the engine, as far as the header shows it."""
-    left = {name: getattr(defaults, name) for name in SHOWN if getattr(sampling, name) is None}
-    return sampling.model_copy(update=left)
 
 
 def write(path: Path, text: str) -> None:

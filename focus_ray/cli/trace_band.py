@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from focus_ray.cli.svg import element, printable, words
 from focus_ray.cli.trace_looks import CELL, cell, look_of, squares
@@ -51,7 +51,11 @@ def columns_of(trace: Trace) -> dict[int, Column]:
     for step in trace.steps:
         for i, position in enumerate(step.positions):
             token, before = step.tokens[i], columns.get(position)
-            if before is None or (before.token is None and token is not None):
+            if before is not None and step.edited[i]:
+                about = f"position {position}: {token!r} (id {step.token_ids[i]}), edited in step "
+                about += f"{step.step}" + _number("confidence", step.confidence[i])
+                columns[position] = replace(before, token=token, about=about)
+            elif before is None or (before.token is None and token is not None):
                 about = f"position {position}"
                 if position < prompt_len:
                     about += f": {token!r}, given by the prompt"
@@ -160,8 +164,9 @@ class Band:
             if look in PLAIN:
                 plain.setdefault(look, []).append(x)
             else:
-                about = f"{position}: {'decoded' if look == 'new' else step.states[i]}"
-                if look == "new":
+                became = {"new": "decoded", "edited": "edited to"}.get(look)
+                about = f"{position}: {became or step.states[i]}"
+                if became:
                     about += f" {step.tokens[i]!r}"
                 about += _number("confidence", step.confidence[i])
                 about += _number("delta", step.delta[i])

@@ -1,8 +1,8 @@
 """How a position of a step looks in the picture of a trace.
 
-Blue is decoded, orange masked, grey evicted, green committed (hues that colour-blind readers tell
-apart, after Okabe and Ito); strong is computed in the step, pale is not. The card brings its own
-light ground, so that the picture is the same on light and dark pages.
+Blue is decoded, purple edited, orange masked, grey evicted, green committed (hues that colour-blind
+readers tell apart, after Okabe and Ito); strong is computed in the step, pale is not. The card
+brings its own light ground, so that the picture is the same on light and dark pages.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ CELL = 12
 
 LOOKS = {
     "new": "decoded in this step",
+    "edited": "decoded before, replaced in this step",
     "retained": "masked, retained: computed in full",
     "masked": "masked: computed in full",
     "evicted": "masked, evicted after layer 1",
@@ -26,7 +27,7 @@ LOOKS = {
 }
 """Meanings, in the order of the legend."""
 
-BARS = ("new", "retained", "masked")
+BARS = ("new", "edited", "retained", "masked")
 """Filled from below as high as the step's confidence."""
 
 OUTLINED = (*BARS, "skipped")
@@ -40,6 +41,7 @@ fill:#1f2328}
 .card{fill:#fff;stroke:#d1d9e0}.mark{stroke:#8c959f;fill:none}
 .end{stroke:#1f2328;stroke-dasharray:3 3}
 .new{fill:#e4f0f9;stroke:#0063a8}.bar-new{fill:#0063a8}
+.edited{fill:#f9e9f1;stroke:#b14a86}.bar-edited{fill:#cc79a7}
 .retained,.masked{fill:#fdf1d6;stroke:#e69f00}.bar-retained,.bar-masked{fill:#e69f00}
 .evicted{fill:#d9dee3}.skipped{fill:#fff;stroke:#c4ccd4}
 .decoded{fill:#8fc1e7}.final{fill:#dcebf7}
@@ -53,6 +55,8 @@ def look_of(step: TraceStep, index: int) -> str:
     state, processed = step.states[index], step.processed[index]
     if step.newly_decoded[index]:
         return "new"
+    if step.edited[index]:
+        return "edited"
     if state == "decoded":
         return "decoded" if processed else "final"
     if state == "evicted":

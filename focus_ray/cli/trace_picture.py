@@ -106,6 +106,8 @@ def _head(header: TraceHeader, space: float) -> Iterator[_Part]:
         facts = [f"policy {header.eviction_policy}", f"alpha {header.focus_alpha:g}", *facts]
     if header.unmasking == "low_confidence_dynamic":
         facts.append(f"threshold {header.confidence_threshold:g}")
+    elif header.unmasking == "joint_threshold":
+        facts.append(f"thresholds {header.confidence_threshold:g}, {header.editing_threshold:g}")
     else:
         facts.append(f"{header.unmasking}, {header.denoising_steps} steps per block")
     title = element(

@@ -24,13 +24,15 @@ State = Literal["masked", "evicted", "retained", "decoded"]
 masked: still masked; the step computed it in full, under a decoding that evicts nothing.
 evicted: still masked; the step left it out, after layer 1 or (not processed) before layer 0.
 retained: still masked; the step computed it in full.
-decoded: has its token, from this step, from an earlier one, or from the prompt.
+decoded: has its token, from this step, from an earlier one, or from the prompt. Under
+    joint_threshold a later step may replace it.
 """
 
 
 @dataclass(frozen=True, kw_only=True)
 class TraceHeader:
-    """What was run. ``eviction_policy`` and ``focus_alpha`` are None where nothing is evicted.
+    """What was run. ``eviction_policy`` and ``focus_alpha`` are None where nothing is evicted, and
+    ``denoising_steps`` under joint_threshold.
 
     ``version`` is of focus-ray; ``prompt`` is as given, the tokens are with the chat template.
     """
@@ -42,7 +44,9 @@ class TraceHeader:
     focus_alpha: float | None
     unmasking: Unmasking
     confidence_threshold: float
-    denoising_steps: int
+    denoising_steps: int | None
+    editing_threshold: float
+    max_post_steps: int
     temperature: float
     seed: int | None
     block_length: int
@@ -61,12 +65,13 @@ class TraceStep:
             more and so made final.
         processed: entered layer 0.
         newly_decoded: has its token from this step.
+        edited: had another token before this step.
         token_ids, tokens: None where masked after the step.
         confidence: probability in [0, 1] of the token that the step proposed; None where it
-            proposed none, as for evicted tokens and for those that had theirs.
+            proposed none, as for evicted tokens, and for those that keep theirs.
         delta: importance in layer 1 less that in layer 0; None where none was computed.
-        processed_tokens, retained_tokens, evicted_tokens, decoded_tokens: of this step, the
-            leftover ones included; retained ones went past layer 1, decoded tokens of the
+        processed_tokens, retained_tokens, evicted_tokens, decoded_tokens, edited_tokens: of this
+            step, the leftover ones included; retained ones went past layer 1, decoded tokens of the
             processing set among them.
     """
 
@@ -77,6 +82,7 @@ class TraceStep:
     states: tuple[State, ...]
     processed: tuple[bool, ...]
     newly_decoded: tuple[bool, ...]
+    edited: tuple[bool, ...]
     token_ids: tuple[int | None, ...]
     tokens: tuple[str | None, ...]
     confidence: tuple[float | None, ...]
@@ -85,6 +91,7 @@ class TraceStep:
     retained_tokens: int
     evicted_tokens: int
     decoded_tokens: int
+    edited_tokens: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +110,7 @@ class TraceSummary:
     retained_tokens: int
     evicted_tokens: int
     decoded_tokens: int
+    edited_tokens: int
     tokens_per_step: float
 
     @property
@@ -113,6 +121,7 @@ class TraceSummary:
             f"{self.tokens_per_step:.2f} per step; "
             f"{self.processed_tokens} tokens processed, {self.retained_tokens} of them retained; "
             f"{self.evicted_tokens} evicted"
+            + (f"; {self.edited_tokens} decoded tokens edited" if self.edited_tokens else "")
         )
 
 
@@ -146,6 +155,7 @@ def trace_of(header: TraceHeader, output: CompletionOutput, token_text: TokenTex
         retained_tokens=stats.retained_tokens,
         evicted_tokens=stats.evicted_tokens,
         decoded_tokens=stats.decoded_tokens,
+        edited_tokens=stats.edited_tokens,
         tokens_per_step=stats.tokens_per_step,
     )
     return Trace(header, steps, summary)
@@ -158,10 +168,13 @@ def _steps(
     computed: State = "retained" if header.decoding == "focus" else "masked"
     for number, step in enumerate(recorded, start=1):
         known |= zip(step.positions, step.token_ids, strict=True)
+        known |= zip(step.edited, step.edited_token_ids, strict=True)
         positions = range(step.block_start, step.block_start + header.block_length)
         processed, retained, new = set(step.processed), set(step.retained), set(step.positions)
+        edited = set(step.edited)
         evicted = set(step.masked) - retained
         confidence = dict(zip(step.masked, step.masked_confidences, strict=True))
+        confidence |= zip(step.edited, step.edited_confidences, strict=True)
         deltas = step.importance_deltas or (None,) * len(step.masked)
         delta = dict(zip(step.masked, deltas, strict=True))
         states: dict[int, State] = {
@@ -178,6 +191,7 @@ def _steps(
             states=tuple(states.get(position, "decoded") for position in positions),
             processed=tuple(position in processed for position in positions),
             newly_decoded=tuple(position in new for position in positions),
+            edited=tuple(position in edited for position in positions),
             token_ids=token_ids,
             tokens=tuple(None if i is None else token_text(i) for i in token_ids),
             confidence=tuple(confidence.get(position) for position in positions),
@@ -186,4 +200,5 @@ def _steps(
             retained_tokens=len(retained),
             evicted_tokens=len(evicted),
             decoded_tokens=len(new),
+            edited_tokens=len(edited),
         )

@@ -21,6 +21,11 @@ DECODINGS = [
     pytest.param(["delayed"], id="delayed"),
     pytest.param(["focus", "--eviction-policy", "delta"], id="focus delta"),
     pytest.param(["focus", "--eviction-policy", "leftmost"], id="focus leftmost"),
+    # a threshold so low that wrong tokens are decoded, and edited
+    pytest.param(
+        ["block", "--unmasking", "joint_threshold", "--confidence-threshold", "0.2"],
+        id="block, edited",
+    ),
 ]
 
 
@@ -52,7 +57,11 @@ def test_header_steps_summary(traced):
     assert header["prompt"] == PROMPT
     assert "".join(header["prompt_tokens"]).count(PROMPT) == 1
     assert header["block_length"] == BLOCK
-    assert header["confidence_threshold"] == (0.8 if header["decoding"] == "focus" else 0.9)
+    is_joint = header["unmasking"] == "joint_threshold"
+    default = 0.2 if is_joint else 0.8 if header["decoding"] == "focus" else 0.9
+    assert header["confidence_threshold"] == default
+    assert header["denoising_steps"] == (None if is_joint else BLOCK)
+    assert (header["editing_threshold"], header["max_post_steps"]) == (0.5, 16)
     assert (header["eviction_policy"] is None) == (header["decoding"] != "focus")
 
 
@@ -65,13 +74,14 @@ def test_every_position_of_a_step_is_accounted_for(traced):
         lists = [v for k, v in step.items() if isinstance(v, list) and k != "leftover"]
         assert {len(values) for values in lists} == {BLOCK}
         assert set(step["states"]) <= {"evicted", masked, "decoded"}
-        for state, processed, new, token, confidence in zip(
-            *(step[name] for name in ("states", "processed", "newly_decoded", "tokens")),
+        for state, processed, new, edited, token, confidence in zip(
+            *(step[name] for name in ("states", "processed", "newly_decoded", "edited", "tokens")),
             step["confidence"],
             strict=True,
         ):
             assert (token is None) == (state in ("masked", "retained", "evicted"))
-            assert (confidence is not None) == (new or state in ("masked", "retained"))
+            assert (confidence is not None) == (new or edited or state in ("masked", "retained"))
+            assert not (new and edited) and (state == "decoded" or not edited)
             assert processed or (not new and state not in ("masked", "retained"))
 
 
@@ -91,15 +101,19 @@ def test_deltas_exist_where_importance_was_measured(traced):
             assert [value is not None for value in step["delta"]] == was_masked
 
 
-def test_each_position_is_decoded_once_and_keeps_its_token(traced):
+def test_each_position_is_decoded_once_and_keeps_its_token_unless_it_is_edited(traced):
     (header, *steps, summary), _ = traced
     tokens = dict(enumerate(header["prompt_token_ids"]))
     for step in steps:
-        for position, new, token in zip(
-            step["positions"], step["newly_decoded"], step["token_ids"], strict=True
+        for position, new, edited, token in zip(
+            *(step[name] for name in ("positions", "newly_decoded", "edited", "token_ids")),
+            strict=True,
         ):
             if new:
                 assert position not in tokens
+                tokens[position] = token
+            if edited:
+                assert tokens[position] != token and position >= len(header["prompt_token_ids"])
                 tokens[position] = token
             assert token == tokens.get(position)
     prompt_len = len(header["prompt_token_ids"])
@@ -113,10 +127,14 @@ def test_blocks_come_one_after_the_other_and_the_next_ones_first_step_commits_th
     assert steps[0]["leftover"] == []
     for step, following in pairwise(steps):
         is_whole = set(step["states"]) == {"decoded"}
+        if header["unmasking"] == "joint_threshold":
+            is_whole = is_whole and not any(step["newly_decoded"]) and not any(step["edited"])
         start = step["block_start"]
         assert following["block_start"] == (start + BLOCK if is_whole else start)
         if not is_whole:
             assert following["leftover"] == []
+        elif header["unmasking"] == "joint_threshold":
+            assert following["leftover"] == [], "its last step changed nothing"
         elif header["decoding"] == "block":
             assert following["leftover"] == step["positions"]
         else:  # what the last step decoded was a mask in all that was computed so far
@@ -128,14 +146,17 @@ def test_blocks_come_one_after_the_other_and_the_next_ones_first_step_commits_th
 
 def test_counts_of_the_steps_add_up_to_the_summary(traced):
     (header, *steps, summary), _ = traced
-    for name in ("processed_tokens", "retained_tokens", "evicted_tokens", "decoded_tokens"):
+    counted = ("processed", "retained", "evicted", "decoded", "edited")
+    for name in (f"{count}_tokens" for count in counted):
         assert sum(step[name] for step in steps) == summary[name]
     for step in steps:
         assert step["processed_tokens"] == sum(step["processed"]) + len(step["leftover"])
         assert step["evicted_tokens"] == step["states"].count("evicted")
         assert step["decoded_tokens"] == sum(step["newly_decoded"])
+        assert step["edited_tokens"] == sum(step["edited"])
     assert summary["denoising_steps"] == len(steps)
     assert (summary["evicted_tokens"] > 0) == (header["decoding"] == "focus")
+    assert (summary["edited_tokens"] > 0) == (header["unmasking"] == "joint_threshold")
 
 
 def test_the_picture_has_every_step_and_token(traced):
@@ -145,6 +166,7 @@ def test_the_picture_has_every_step_and_token(traced):
     decoded = sum(step["decoded_tokens"] for step in steps)
     assert sum("(id " in title for title in titles) == decoded
     assert sum(": evicted" in title for title in titles) == summary["evicted_tokens"]
+    assert sum(": edited to" in title for title in titles) == summary["edited_tokens"]
     labels = {node.text for node in root.iter() if node.tag.endswith("}text")}
     assert {str(step["step"]) for step in steps} <= labels
     assert f"decoding {header['decoding']}" in "".join(root.itertext())
@@ -180,6 +202,9 @@ def test_both_at_once(tmp_path):
         ),
         pytest.param(["a", "--model", "nonsense"], "no checkpoint 'nonsense'", id="no model"),
         pytest.param(["a", "--max-tokens", "99999"], "max_tokens", id="too long"),
+        pytest.param(
+            ["a", "--unmasking", "joint_threshold"], "with decoding block", id="edits in focus"
+        ),
         pytest.param(
             ["a", "--max-tokens", "1", "--output", "/proc/version"],
             "cannot write /proc/version",

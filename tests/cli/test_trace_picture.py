@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
@@ -41,6 +42,8 @@ def header(**changed):
         "unmasking": "low_confidence_dynamic",
         "confidence_threshold": 0.8,
         "denoising_steps": 4,
+        "editing_threshold": 0.5,
+        "max_post_steps": 16,
         "temperature": 0.0,
         "seed": None,
         "block_length": 4,
@@ -177,6 +180,38 @@ def test_tooltips_name_token_confidence_and_delta():
     assert "10: evicted" in found
     assert "position 6: ' t20' (id 20), decoded in step 1, confidence 0.9" in found
     assert "position 4: ' t5', given by the prompt" in found
+
+
+def test_what_is_edited_shows_where_and_by_what_at_last():
+    whole = (4, 5, 6, 7)
+    filled = step(4, (5, 6, 7), whole, whole, {5: 21, 6: 20, 7: 22}, (0.5, 0.9, 0.8))
+    changed = replace(
+        step(4, (), whole, whole, {}, ()),
+        edited=(6,),
+        edited_token_ids=(23,),
+        edited_confidences=(0.75,),
+    )
+    made = trace(
+        (filled, changed),
+        token_ids=(21, 23, 22),
+        decoding="block",
+        eviction_policy=None,
+        unmasking="joint_threshold",
+        denoising_steps=None,
+    )
+    _, last = made.steps
+    assert last.edited == (False, False, True, False)
+    assert last.states == ("decoded",) * 4
+    assert last.tokens == (" t5", " t21", " t23", " t22")
+    assert last.confidence == (None, None, 0.75, None)
+    assert (last.decoded_tokens, last.edited_tokens) == (0, 1)
+    found, written = titles(draw(made)), texts(draw(made))
+    assert "6: decoded ' t20', confidence 0.9" in found
+    assert "6: edited to ' t23', confidence 0.75" in found
+    assert "position 6: ' t23' (id 23), edited in step 2, confidence 0.75" in found
+    assert "·t23" in written and "·t20" not in written
+    assert "decoded before, replaced in this step" in written
+    assert "thresholds 0.8, 0.5" in written[0]
 
 
 def test_a_square_is_filled_as_high_as_the_confidence():
