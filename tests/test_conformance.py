@@ -17,6 +17,7 @@ from model_golden import check_model_directory
 
 TESTS = Path(__file__).parent
 SDAR, FOCUS = TESTS / "golden" / "models" / "sdar", TESTS / "golden" / "focus"
+LLADA2 = TESTS / "golden" / "models" / "llada2"
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,9 @@ def keep_cases(directory: Path, count: int) -> dict[str, object]:
     return golden
 
 
-@pytest.mark.parametrize(("family", "num_generations"), [("sdar", 38), ("sdar_moe", 38)])
+@pytest.mark.parametrize(
+    ("family", "num_generations"), [("sdar", 38), ("sdar_moe", 38), ("llada2", 45)]
+)
 def test_golden_checkpoint_is_reproduced(
     family: str, num_generations: int, device: torch.device
 ) -> None:
@@ -90,6 +93,29 @@ def test_a_wrong_token_is_found(
     assert conformance.main(["--models", str(golden_copy)]) == status
 
 
+@pytest.mark.parametrize(
+    ("wrong", "what"),
+    [
+        pytest.param({"edited": [12]}, "step 3", id="another position is edited"),
+        pytest.param({"tokens_after": [1, 1, 1, 1]}, "step 3", id="to other tokens"),
+        pytest.param(None, "steps", id="the block ends a step too late"),
+    ],
+)
+def test_a_wrong_edit_is_found(
+    tmp_path: Path, wrong: dict[str, list[int]] | None, what: str
+) -> None:
+    copy = shutil.copytree(LLADA2, tmp_path / "copy")
+    golden = json.loads((copy / "expected.json").read_text())
+    [case] = golden["cases"] = [c for c in golden["cases"] if c["name"].startswith("41_joint_edit")]
+    if wrong is None:
+        del case["steps"][-1]
+    else:
+        case["steps"][3] |= wrong
+    (copy / "expected.json").write_text(json.dumps(golden))
+    report = check_model_directory(copy)
+    assert [item.what for item in report.differences] == [f"{case['name']} {what}"]
+
+
 def test_an_unsupported_architecture_fails(
     conformance: ModuleType, golden_copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -102,10 +128,10 @@ def test_an_unsupported_architecture_fails(
 
 def test_a_kind_of_generation_that_is_not_supported_fails(golden_copy: Path) -> None:
     golden = keep_cases(golden_copy, 1)
-    golden["cases"][0]["kind"] = "joint_edit"
+    golden["cases"][0]["kind"] = "by lot"
     (golden_copy / "expected.json").write_text(json.dumps(golden))
     report = check_model_directory(golden_copy)
-    assert [item.found for item in report.differences] == ["joint_edit"]
+    assert [item.found for item in report.differences] == ["by lot"]
 
 
 @pytest.fixture(params=["definitions", pytest.param("kernels", marks=pytest.mark.kernels)])

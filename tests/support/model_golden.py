@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from conformance_report import Difference, Report
 from torch import Tensor
 
+from focus_ray.engine.outputs import DenoisingStep
 from focus_ray.errors import FocusRayError
 from focus_ray.models.base import BlockDiffusionModel
 from focus_ray.models.kv_cache import KVCache
@@ -33,10 +34,26 @@ UNMASKING_OF_KIND = {
     "schedule_only": "low_confidence_dynamic",
     "static": "low_confidence_static",
     "sequential": "sequential",
+    "joint_edit": "joint_threshold",
 }
 
 Case = dict[str, Any]
-Step = tuple[int, int, tuple[int, ...], tuple[int, ...], tuple[float, ...]]
+
+
+class Step(NamedTuple):
+    """A denoising step as the cases tell it; what a kind does not tell is empty.
+
+    Joint edits come with what they changed and with the block as it stands after the step, all
+    others with the tokens they decoded, and how sure these are.
+    """
+
+    block_start: int
+    num_masked: int
+    positions: tuple[int, ...]
+    tokens: tuple[int, ...] = ()
+    confidences: tuple[float, ...] = ()
+    edited: tuple[int, ...] = ()
+    tokens_after: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -221,6 +238,8 @@ def generate(
             unmasking=UNMASKING_OF_KIND[case["kind"]],
             confidence_threshold=case["confidence_threshold"],
             denoising_steps=case["denoising_steps"],
+            editing_threshold=case.get("editing_threshold"),
+            max_post_steps=case.get("max_post_steps"),
         )
         engine.add(GenerationRequest(str(index), tuple(case["prompt_ids"]), params))
     while engine.has_unfinished():
@@ -229,19 +248,45 @@ def generate(
     return [
         Generation(
             canvas=(*case["prompt_ids"], *output.token_ids),
-            steps=tuple(
-                (
-                    step.block_start,
-                    len(step.masked),
-                    step.positions,
-                    step.token_ids,
-                    step.confidences,
-                )
-                for step in output.trace or ()
-            ),
+            steps=tuple(steps_of(case, output.trace or ())),
         )
         for case, output in zip(cases, outputs, strict=True)
     ]
+
+
+def steps_of(case: Case, trace: Iterable[DenoisingStep]) -> Iterator[Step]:
+    """The steps of the engine as the case tells its own."""
+    canvas = dict(enumerate(case["prompt_ids"]))
+    for step in trace:
+        head = (step.block_start, len(step.masked), step.positions)
+        if case["kind"] != "joint_edit":
+            yield Step(*head, step.token_ids, step.confidences)
+            continue
+        canvas |= zip(step.positions, step.token_ids, strict=True)
+        canvas |= zip(step.edited, step.edited_token_ids, strict=True)
+        block = range(step.block_start, step.block_start + case["block_length"])
+        after = tuple(canvas.get(position, case["mask_token_id"]) for position in block)
+        yield Step(*head, edited=step.edited, tokens_after=after)
+
+
+def expected_steps(case: Case) -> Iterator[Step]:
+    for step in case["steps"]:
+        if case["kind"] == "joint_edit":
+            yield Step(
+                step["block_start"],
+                step["n_masked_before"],
+                tuple(step["filled"]),
+                edited=tuple(step["edited"]),
+                tokens_after=tuple(step["tokens_after"]),
+            )
+        else:
+            yield Step(
+                step["block_start"],
+                step["n_masked_before"],
+                tuple(step["positions"]),
+                tuple(step["tokens"]),
+                tuple(step["confidences"]),
+            )
 
 
 def compare_generation(case: Case, found: Generation, mask_token_id: int) -> list[Difference]:
@@ -249,23 +294,14 @@ def compare_generation(case: Case, found: Generation, mask_token_id: int) -> lis
     found = cut_at_stop(case, found, mask_token_id)
     fragile = case["fragile"]
     differences: list[Difference] = []
-    expected_steps = [
-        (
-            step["block_start"],
-            step["n_masked_before"],
-            tuple(step["positions"]),
-            tuple(step["tokens"]),
-            tuple(step["confidences"]),
-        )
-        for step in case["steps"]
-    ]
-    for index, (want, got) in enumerate(zip(expected_steps, found.steps, strict=False)):
+    expected = [*expected_steps(case)]
+    for index, (want, got) in enumerate(zip(expected, found.steps, strict=False)):
         if not same_step(want, got):
             where = f"{case['name']} step {index}"
             differences.append(Difference(where, describe(want), describe(got), fragile))
             break
-    if len(expected_steps) != len(found.steps):
-        want_count, got_count = str(len(expected_steps)), str(len(found.steps))
+    if len(expected) != len(found.steps):
+        want_count, got_count = str(len(expected)), str(len(found.steps))
         differences.append(Difference(f"{case['name']} steps", want_count, got_count, fragile))
     returned = tuple(case.get("returned_ids") or ())
     if returned and returned != returned_tokens(case, found):
@@ -299,12 +335,12 @@ def cut_at_stop(case: Case, found: Generation, mask_token_id: int) -> Generation
     if stop is None or stop not in found.canvas[prompt_len:]:
         return found
     canvas = [*case["prompt_ids"], *[mask_token_id] * (len(found.canvas) - prompt_len)]
-    for count, (block_start, _, positions, tokens, _) in enumerate(found.steps, 1):
-        for position, token in zip(positions, tokens, strict=True):
+    for count, step in enumerate(found.steps, 1):
+        for position, token in zip(step.positions, step.tokens, strict=True):
             canvas[position] = token
-        block_end = block_start + block_length
+        block_end = step.block_start + block_length
         closes = mask_token_id not in canvas[:block_end] and stop in canvas[prompt_len:block_end]
-        early = case["eos_early_stop"] and stop in tokens
+        early = case["eos_early_stop"] and stop in step.tokens
         if closes or (early and mask_token_id not in canvas[: canvas.index(stop)]):
             return Generation(canvas=tuple(canvas), steps=found.steps[:count])
     return found
@@ -312,13 +348,15 @@ def cut_at_stop(case: Case, found: Generation, mask_token_id: int) -> Generation
 
 def same_step(want: Step, got: Step) -> bool:
     """Equal positions and tokens, confidences within the tolerance."""
-    return want[:4] == got[:4] and np.allclose(want[4], got[4], rtol=0, atol=CONFIDENCE_TOLERANCE)
+    if want._replace(confidences=()) != got._replace(confidences=()):
+        return False
+    return np.allclose(want.confidences, got.confidences, rtol=0, atol=CONFIDENCE_TOLERANCE)
 
 
 def describe(step: Step) -> str:
-    block_start, num_masked, positions, tokens, confidences = step
-    filled = ", ".join(
-        f"{position}={token} ({confidence:.4f})"
-        for position, token, confidence in zip(positions, tokens, confidences, strict=False)
-    )
-    return f"block {block_start}, {num_masked} masked: {filled}"
+    if step.tokens_after:
+        did = f"filled {step.positions}, edited {step.edited}: {step.tokens_after}"
+    else:
+        decoded = zip(step.positions, step.tokens, step.confidences, strict=False)
+        did = ", ".join(f"{position}={token} ({sure:.4f})" for position, token, sure in decoded)
+    return f"block {step.block_start}, {step.num_masked} masked: {did}"
