@@ -15,7 +15,10 @@ from focus_ray.engine.outputs import EngineLoad
 from focus_ray.engine.step_work import StepWork
 
 PERCENTILES = (50, 90, 99)
-RATE_FIELDS = ("confidence_threshold", "unmasking", "denoising_steps", "block_length")
+RATE_FIELDS = (
+    *("confidence_threshold", "unmasking", "denoising_steps", "block_length"),
+    *("editing_threshold", "max_post_steps"),
+)
 """What two runs must have in common to be decoded at one rate."""
 
 

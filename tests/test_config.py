@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from focus_ray.config import DEFAULT_CONFIDENCE_THRESHOLD, EngineConfig
+from focus_ray.kernels.slot_words import STRATEGIES
+from focus_ray.sampling import Unmasking
 
 PAGE = Path(__file__).parents[1] / "docs" / "focus.md"
 
@@ -24,6 +27,17 @@ def test_defaults_of_focus_are_those_of_its_page() -> None:
         "focus-adaptive": "on on a GPU, off on a CPU",
         "round-importance": "on" if EngineConfig().round_importance else "off",
         "diagnose-recall-every": str(EngineConfig().diagnose_recall_every),
+    }
+
+
+def test_defaults_of_unmasking_are_those_of_its_page() -> None:
+    page = PAGE.with_name("unmasking.md").read_text()
+    assert get_args(Unmasking) == STRATEGIES
+    told = dict(re.findall(r"^\| `([a-z_]+)` \| ([^|]+) \|", page, re.MULTILINE))
+    assert set(STRATEGIES) <= set(re.findall(r"^\| `([a-z_]+)`", page, re.MULTILINE))
+    assert {name: told[name] for name in ("editing_threshold", "max_post_steps")} == {
+        "editing_threshold": str(EngineConfig().editing_threshold),
+        "max_post_steps": str(EngineConfig().max_post_steps),
     }
 
 

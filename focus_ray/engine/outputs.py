@@ -86,8 +86,8 @@ class DecodingCounts:
         denoising_steps: steps that a sequence took part in.
         processed_tokens: entered layer 0, the leftovers of closed blocks included.
         retained_tokens: went past layer 1, these included.
-        edited_tokens: decoded tokens that a step replaced, under ``joint_threshold``.
         evicted_tokens: masked tokens that a step left out, after layer 1 or before layer 0.
+        edited_tokens: decoded tokens that a step replaced, under ``joint_threshold``.
         decodable_tokens: in diagnosed steps, what would have been decoded without eviction.
         recalled_tokens: of these, the retained ones.
     """

@@ -14,6 +14,10 @@ from focus_ray.sampling import SamplingParams
 
 EVERY_DECODING = [
     pytest.param({"decoding": "block"}, id="whole blocks"),
+    pytest.param(
+        {"decoding": "block", "unmasking": "joint_threshold", "editing_threshold": 0.97},
+        id="whole blocks, edited",
+    ),
     pytest.param({"decoding": "delayed"}, id="delayed cache"),
     pytest.param({"decoding": "focus"}, id="eviction"),
     pytest.param({"decoding": "focus", "eviction_policy": "leftmost"}, id="leftmost"),
@@ -35,15 +39,20 @@ def make_engine(model, settings):
 
 
 def requests():
-    """More than fit at once, of many lengths; some draw their tokens, some end early."""
+    """More than fit at once, of many lengths; some draw their tokens, some end early.
+
+    Those that draw bring a rule of their own, one under which that makes sense.
+    """
     rng = np.random.default_rng(0)
     made = []
     for i in range(20):
         prompt = tuple(rng.integers(2, 500, size=rng.integers(1, 70)).tolist())
+        is_drawn = i % 4 == 3
         params = SamplingParams(
             max_tokens=3 + 7 * i % 50,
             ignore_eos=i % 3 > 0,
-            temperature=0.8 if i % 4 == 3 else 0.0,
+            temperature=0.8 if is_drawn else 0.0,
+            unmasking="low_confidence_dynamic" if is_drawn else None,
             seed=i,
         )
         made.append(GenerationRequest(str(i), prompt, params))
