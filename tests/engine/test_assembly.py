@@ -13,7 +13,7 @@ from focus_ray.engine.build_runner import EVERY_WISH
 from focus_ray.engine.engine import Engine
 from focus_ray.engine.outputs import GenerationRequest
 from focus_ray.kernels.paged_attention import paged_attention
-from focus_ray.models import sdar
+from focus_ray.models import decoder
 from focus_ray.models.step import StepTensors
 from focus_ray.sampling import SamplingParams
 
@@ -109,7 +109,7 @@ def test_the_last_block_of_the_longest_text_is_seen_whole(golden_sdar, monkeypat
         seen.append((int(given[6].max()), max_kv_len))
         return paged_attention(*given, max_kv_len=max_kv_len, **options)
 
-    monkeypatch.setattr(sdar, "paged_attention", watch)
+    monkeypatch.setattr(decoder, "paged_attention", watch)
     params = SamplingParams(max_tokens=47, ignore_eos=True, temperature=0.0)
     engine.add(GenerationRequest("a", (5, 6, 7), params))
     while engine.has_unfinished():
