@@ -1,7 +1,7 @@
 """What every model offers to the engine and to the loader.
 
 T tokens of a step, R retained ones, or those of them that need logits; D hidden size, H query
-heads, d head size, V vocabulary.
+heads, K KV heads, d head size, V vocabulary: of heads and vocabulary, what the rank holds.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from focus_ray.models.eviction import Eviction
 from focus_ray.models.kv_cache import KVCache
+from focus_ray.models.parallel import WHOLE, Shard, Shards
 from focus_ray.models.step import StepTensors
 
 OnLayer = Callable[[int], None]
@@ -47,6 +48,14 @@ class ModelConfig(BaseModel):
     mask_token_id: int | None = None
     block_size: PositiveInt | None = None
 
+    @property
+    def divided(self) -> dict[str, int]:
+        """Sizes that ranks divide evenly among them, by the names of their fields.
+
+        KV heads are not among them: of fewer than ranks, each is held by several.
+        """
+        return {"vocab_size": self.vocab_size}
+
     @classmethod
     @abstractmethod
     def from_published(cls, fields: dict[str, object]) -> Self:
@@ -67,8 +76,24 @@ class BlockDiffusionModel(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def build(cls, config: ModelConfig, stored_names: Collection[str], dtype: torch.dtype) -> Self:
-        """Make the model for a checkpoint that stores weights of these names."""
+    def build(
+        cls,
+        config: ModelConfig,
+        stored_names: Collection[str],
+        dtype: torch.dtype,
+        shards: Shards = WHOLE,
+    ) -> Self:
+        """Make the model, or a rank's shard of it, for a checkpoint that stores these weights.
+
+        Args:
+            stored_names: of the weights.
+            shards: of a size that ``shard_sizes`` finds possible.
+        """
+
+    @property
+    @abstractmethod
+    def shards(self) -> Shards:
+        """This rank among those that share the model; all run the same steps."""
 
     @property
     @abstractmethod
@@ -79,6 +104,11 @@ class BlockDiffusionModel(nn.Module, ABC):
     @abstractmethod
     def query_shape(self) -> tuple[int, int]:
         """``(H, d)``, of the queries of one token."""
+
+    @property
+    @abstractmethod
+    def kv_shape(self) -> tuple[int, int]:
+        """``(K, d)``, of the keys of one token, and of its values."""
 
     @property
     @abstractmethod
@@ -122,5 +152,9 @@ class BlockDiffusionModel(nn.Module, ABC):
         """Logits ``[R, V]`` in the model's dtype; who adds them up does so in float32."""
 
     @abstractmethod
+    def shard_map(self) -> dict[str, Shard]:
+        """What is held here of each weight of the checkpoint, under its name there."""
+
     def weight_map(self) -> dict[str, Tensor]:
         """Where each weight of the checkpoint goes: its name there, the tensor here."""
+        return {name: shard.tensor for name, shard in self.shard_map().items()}

@@ -4,7 +4,8 @@ Families differ in their configuration, in what stands between the norm after at
 stream, and in the names of their weights. Attributes have the names of SDAR's checkpoints; a family
 that uses others lists them in ``published_names``.
 
-T tokens, D hidden size, H query heads, K KV heads, d head size, R rows, V vocabulary.
+T tokens, D hidden size, H query heads, K KV heads, d head size, R rows, V vocabulary; of heads and
+vocabulary, what the rank holds.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ from focus_ray.models.layers import (
     RMSNorm,
     Rotary,
     SummandLinear,
-    stored_weights,
+    stored_shards,
 )
+from focus_ray.models.parallel import WHOLE, Shard, Shards
 from focus_ray.models.step import StepTensors
 
 HEAD_WEIGHT = "lm_head.weight"
@@ -59,6 +61,10 @@ class DecoderConfig(ModelConfig):
         """Dimensions of a head that turn with the position."""
         return self.head_dim
 
+    @property
+    def divided(self) -> dict[str, int]:
+        return {**super().divided, "num_attention_heads": self.num_attention_heads}
+
     @model_validator(mode="after")
     def _query_heads_share_kv_heads_evenly(self) -> Self:
         if self.num_attention_heads % self.num_key_value_heads:
@@ -76,18 +82,23 @@ class DecoderConfig(ModelConfig):
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with a norm on each query and key head before the rotation."""
+    """Grouped-query attention with a norm on each query and key head before the rotation.
 
-    def __init__(self, config: DecoderConfig, dtype: torch.dtype) -> None:
+    Ranks divide the query heads; each holds the KV heads of its own, which several ranks may do.
+    """
+
+    def __init__(self, config: DecoderConfig, dtype: torch.dtype, shards: Shards = WHOLE) -> None:
         super().__init__()
         self.head_dim = config.head_dim
-        query_size = config.num_attention_heads * config.head_dim
-        kv_size = config.num_key_value_heads * config.head_dim
-        sizes = {"q_proj": query_size, "k_proj": kv_size, "v_proj": kv_size}
+        queries = shards.part(config.num_attention_heads).times(config.head_dim)
+        kv = shards.part(config.num_key_value_heads).times(config.head_dim)
         self.qkv_proj = FusedLinear(
-            config.hidden_size, sizes, dtype, stored_whole=config.stores_qkv_whole
+            config.hidden_size,
+            {"q_proj": queries, "k_proj": kv, "v_proj": kv},
+            dtype,
+            stored_whole=config.stores_qkv_whole,
         )
-        self.o_proj = SummandLinear(query_size, config.hidden_size, dtype)
+        self.o_proj = SummandLinear(queries.whole, config.hidden_size, dtype, shards)
         self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps, dtype)
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps, dtype)
 
@@ -135,13 +146,21 @@ class Attention(nn.Module):
 class DecoderLayer(nn.Module):
     """Attention, then feed-forward, each on a normalised input and added to the stream.
 
-    What feed-forward adds is handed over beside the stream: the next norm adds it on its way.
+    What feed-forward adds is handed over beside the stream: the next norm adds it on its way. What
+    ranks make of their shards of either half is added up here, and the stream is the same on all.
     """
 
-    def __init__(self, config: DecoderConfig, mlp: FeedForward, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        config: DecoderConfig,
+        mlp: FeedForward,
+        dtype: torch.dtype,
+        shards: Shards = WHOLE,
+    ) -> None:
         super().__init__()
+        self.shards = shards
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
-        self.self_attn = Attention(config, dtype)
+        self.self_attn = Attention(config, dtype, shards)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
         self.mlp = mlp
 
@@ -173,21 +192,31 @@ class DecoderLayer(nn.Module):
         Returns:
             The stream, and what is still to be added to it.
         """
-        attended_TD = self.self_attn.attend(q_THd, step, layer_kv)
+        attended_TD = self._of_all_ranks(self.self_attn.attend(q_THd, step, layer_kv))
         normed_TD, x_TD = self.post_attention_layernorm(x_TD, attended_TD)
-        return x_TD, self.mlp(normed_TD, step.num_tokens_1)
+        return x_TD, self._of_all_ranks(self.mlp(normed_TD, step.num_tokens_1))
+
+    def _of_all_ranks(self, added_TD: Summand) -> Summand:
+        if self.shards.size == 1:
+            return added_TD
+        assert isinstance(added_TD, Tensor), "what a rank of several adds is whole"
+        return self.shards.add_up(added_TD)
 
 
 class Decoder(nn.Module):
     """Embedding, layers, final norm: everything below the head."""
 
     def __init__(
-        self, config: DecoderConfig, feed_forward: Callable[[int], FeedForward], dtype: torch.dtype
+        self,
+        config: DecoderConfig,
+        feed_forward: Callable[[int], FeedForward],
+        dtype: torch.dtype,
+        shards: Shards,
     ) -> None:
         super().__init__()
-        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, dtype)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, dtype, shards)
         self.layers = nn.ModuleList(
-            DecoderLayer(config, feed_forward(index), dtype)
+            DecoderLayer(config, feed_forward(index), dtype, shards)
             for index in range(config.num_hidden_layers)
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
@@ -254,11 +283,15 @@ class DecoderForCausalLM(BlockDiffusionModel):
         *,
         tied: bool,
         dtype: torch.dtype,
+        shards: Shards,
     ) -> None:
         super().__init__()
         self.config = config
-        self.model = Decoder(config, feed_forward, dtype)
-        self.lm_head = None if tied else Linear(config.hidden_size, config.vocab_size, dtype)
+        self._shards = shards
+        self.model = Decoder(config, feed_forward, dtype, shards)
+        self.lm_head = (
+            None if tied else Linear(config.hidden_size, config.vocab_size, dtype, shards)
+        )
 
     @classmethod
     @abstractmethod
@@ -268,19 +301,30 @@ class DecoderForCausalLM(BlockDiffusionModel):
         layer_index: int,
         stored_names: Collection[str],
         dtype: torch.dtype,
+        shards: Shards,
     ) -> FeedForward:
         """The second half of a layer, for a checkpoint that stores weights of these names."""
 
     @classmethod
-    def build(cls, config: ModelConfig, stored_names: Collection[str], dtype: torch.dtype) -> Self:
+    def build(
+        cls,
+        config: ModelConfig,
+        stored_names: Collection[str],
+        dtype: torch.dtype,
+        shards: Shards = WHOLE,
+    ) -> Self:
         assert isinstance(config, DecoderConfig)
         # A stored head is used even where the flag says tied: whoever stored it trained with it.
         tied = HEAD_WEIGHT not in stored_names and config.tie_word_embeddings is not False
 
         def feed_forward(layer_index: int) -> FeedForward:
-            return cls.feed_forward(config, layer_index, stored_names, dtype)
+            return cls.feed_forward(config, layer_index, stored_names, dtype, shards)
 
-        return cls(config, feed_forward, tied=tied, dtype=dtype)
+        return cls(config, feed_forward, tied=tied, dtype=dtype, shards=shards)
+
+    @property
+    def shards(self) -> Shards:
+        return self._shards
 
     @property
     def hidden_size(self) -> int:
@@ -288,7 +332,11 @@ class DecoderForCausalLM(BlockDiffusionModel):
 
     @property
     def query_shape(self) -> tuple[int, int]:
-        return self.config.num_attention_heads, self.config.head_dim
+        return len(self._shards.part(self.config.num_attention_heads)), self.config.head_dim
+
+    @property
+    def kv_shape(self) -> tuple[int, int]:
+        return len(self._shards.part(self.config.num_key_value_heads)), self.config.head_dim
 
     @property
     def dtype(self) -> torch.dtype:
@@ -319,10 +367,10 @@ class DecoderForCausalLM(BlockDiffusionModel):
         logits_RV: Tensor = self.lm_head(hidden_RD)
         return logits_RV
 
-    def weight_map(self) -> dict[str, Tensor]:
+    def shard_map(self) -> dict[str, Shard]:
         return {
-            _published(name, self.published_names): weight
-            for name, weight in stored_weights(self).items()
+            _published(name, self.published_names): shard
+            for name, shard in stored_shards(self).items()
         }
 
 

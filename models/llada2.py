@@ -16,6 +16,7 @@ from focus_ray.models.base import ModelConfig
 from focus_ray.models.decoder import DecoderConfig, DecoderForCausalLM
 from focus_ray.models.layers import FeedForward, SwiGLU
 from focus_ray.models.moe import Experts, GroupedGate, SparseMLP
+from focus_ray.models.parallel import Shards
 from focus_ray.models.published import published_decoder
 
 # Switches of the published configuration that this file does not compute otherwise. The authors'
@@ -80,6 +81,13 @@ class Llada2Config(DecoderConfig):
     @property
     def rotary_dim(self) -> int:
         return int(self.head_dim * self.partial_rotary_factor)
+
+    @property
+    def divided(self) -> dict[str, int]:
+        sizes = {"moe_intermediate_size": self.moe_intermediate_size}
+        if self.first_k_dense_replace and self.intermediate_size is not None:
+            sizes["intermediate_size"] = self.intermediate_size
+        return {**super().divided, **sizes}
 
     @model_validator(mode="after")
     def _turning_dimensions_are_pairs(self) -> Self:
@@ -159,12 +167,13 @@ class Llada2ForCausalLM(DecoderForCausalLM):
         layer_index: int,
         stored_names: Collection[str],
         dtype: torch.dtype,
+        shards: Shards,
     ) -> FeedForward:
         assert isinstance(config, Llada2Config)
         hidden, num_experts = config.hidden_size, config.num_experts
         if layer_index < config.first_k_dense_replace:
             assert config.intermediate_size is not None
-            return SwiGLU(hidden, config.intermediate_size, dtype)
+            return SwiGLU(hidden, config.intermediate_size, dtype, shards)
         bias_name = f"model.layers.{layer_index}.mlp.gate.expert_bias"
         biased = config.moe_router_enable_expert_bias
         gate = GroupedGate(
@@ -177,6 +186,7 @@ class Llada2ForCausalLM(DecoderForCausalLM):
             num_chosen_groups=config.topk_group,
             scaling=config.routed_scaling_factor,
         )
-        experts = Experts(num_experts, hidden, config.moe_intermediate_size, dtype)
+        experts = Experts(num_experts, hidden, config.moe_intermediate_size, dtype, shards)
         shared_size = config.num_shared_experts * config.moe_intermediate_size
-        return SparseMLP(gate, experts, SwiGLU(hidden, shared_size, dtype) if shared_size else None)
+        shared = SwiGLU(hidden, shared_size, dtype, shards) if shared_size else None
+        return SparseMLP(gate, experts, shared)

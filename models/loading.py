@@ -1,7 +1,7 @@
-"""From a checkpoint folder to a model with its weights.
+"""From a checkpoint folder to a model with its weights, or to a rank's shard of it.
 
 Every weight the model has must be stored, in its shape, and nothing else may be: a difference is
-reported by name before any weight is read.
+reported by name before any weight is read. Of each weight no more is read than the rank holds.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from focus_ray.errors import CheckpointError
 from focus_ray.models.base import BlockDiffusionModel
 from focus_ray.models.checkpoint import read_json, resolve_checkpoint
+from focus_ray.models.parallel import WHOLE, Shard, Shards
+from focus_ray.models.shard_sizes import require_possible
 from focus_ray.models.spec import ModelSpec, read_config, read_spec
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,8 @@ _MOST_NAMES_LISTED = 8
 class LoadedModel:
     """A model ready to run, what is known about it, and the folder it came from.
 
-    ``dtype`` is that of its weights and activations now; the stored one is in ``spec``.
+    ``spec`` is of the whole model, of which ``model`` may be a shard. ``dtype`` is that of its
+    weights and activations now; the stored one is in ``spec``.
     """
 
     model: BlockDiffusionModel
@@ -60,6 +62,7 @@ def load_model(
     dtype: torch.dtype | None = None,
     block_length: int | None = None,
     revision: str | None = None,
+    shards: Shards = WHOLE,
 ) -> LoadedModel:
     """Find a checkpoint, build its model and fill in its weights.
 
@@ -69,20 +72,26 @@ def load_model(
         dtype: of weights and activations; None: as stored.
         block_length: overrides what the checkpoint says, tokens.
         revision: hub revision.
+        shards: this rank among those that share the model.
 
     Raises:
-        CheckpointError: the checkpoint is not found, not supported, or does not fit its config.
+        CheckpointError: the checkpoint is not found, not supported, cannot be divided among so many
+            ranks, or does not fit its config.
     """
     path = resolve_checkpoint(name, revision)
     spec = read_spec(path, block_length=block_length, name=name)
     dtype = dtype or spec.dtype
     architecture, model_cls, config = read_config(path)
+    try:
+        require_possible(config, shards.size)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     stored = find_weights(path)
     with torch.device(device):
-        model = model_cls.build(config, stored.keys(), dtype)
+        model = model_cls.build(config, stored.keys(), dtype, shards)
     model.eval()
     try:
-        fill_weights(model.weight_map(), stored)
+        fill_weights(model.shard_map(), stored)
     except CheckpointError as error:
         raise CheckpointError(f"{path} does not fit {architecture}: {error}") from error
     logger.info("loaded %s from %s: %d weights as %s", architecture, path, len(stored), dtype)
@@ -113,8 +122,8 @@ def find_weights(path: Path) -> dict[str, StoredWeight]:
     return weights
 
 
-def fill_weights(targets: Mapping[str, Tensor], stored: Mapping[str, StoredWeight]) -> None:
-    """Copy stored weights into the tensors of the same names, converting the dtype.
+def fill_weights(targets: Mapping[str, Shard], stored: Mapping[str, StoredWeight]) -> None:
+    """Copy what is held of stored weights into the shards of the same names, converting the dtype.
 
     Raises:
         CheckpointError: names or shapes differ; lists several at once.
@@ -125,9 +134,10 @@ def fill_weights(targets: Mapping[str, Tensor], stored: Mapping[str, StoredWeigh
         (
             "misshapen weights",
             {
-                f"{name} is {list(stored[name].shape)} and should be {list(targets[name].shape)}"
+                f"{name} is {list(stored[name].shape)} and should be "
+                f"{list(targets[name].stored_shape)}"
                 for name in targets.keys() & stored.keys()
-                if stored[name].shape != tuple(targets[name].shape)
+                if stored[name].shape != targets[name].stored_shape
             },
         ),
         (
@@ -146,10 +156,12 @@ def fill_weights(targets: Mapping[str, Tensor], stored: Mapping[str, StoredWeigh
     for name, weight in stored.items():
         by_file.setdefault(weight.file, []).append(name)
     for file, names in by_file.items():
-        device = str(targets[names[0]].device)
+        device = str(targets[names[0]].tensor.device)
         with safe_open(file, framework="pt", device=device) as reader, torch.no_grad():
             for name in names:
-                targets[name].copy_(reader.get_tensor(name))
+                weight = reader.get_slice(name)
+                for tensor, place in targets[name].pieces():
+                    tensor.copy_(weight[place])
 
 
 def _indexed_weights(path: Path, index: Mapping[str, object]) -> dict[str, StoredWeight]:

@@ -1,6 +1,7 @@
 """Feed-forward layers in which each token goes through a few experts of many.
 
-T tokens, D hidden size, E experts, k experts per token, I intermediate size of an expert.
+T tokens, D hidden size, E experts, k experts per token, I intermediate size of an expert, of which
+ranks hold a part; all of them choose the same experts.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from focus_ray.kernels.moe import moe
 from focus_ray.kernels.partial_sums import Summand
 from focus_ray.kernels.routing import Routing, route_by_softmax, route_within_groups
 from focus_ray.models.layers import FeedForward, StoredInParts, SwiGLU
+from focus_ray.models.parallel import WHOLE, Shard, Shards
 
 
 class Gate(nn.Module, ABC):
@@ -103,23 +105,31 @@ class Experts(StoredInParts):
     """The weights of all experts, one behind the other, as grouped products read them."""
 
     def __init__(
-        self, num_experts: int, hidden_size: int, intermediate_size: int, dtype: torch.dtype
+        self,
+        num_experts: int,
+        hidden_size: int,
+        intermediate_size: int,
+        dtype: torch.dtype,
+        shards: Shards = WHOLE,
     ) -> None:
         super().__init__()
-        gate_up_E2ID = torch.empty(num_experts, 2 * intermediate_size, hidden_size, dtype=dtype)
-        down_EDI = torch.empty(num_experts, hidden_size, intermediate_size, dtype=dtype)
+        self.part = shards.part(intermediate_size)
+        width = len(self.part)
+        gate_up_E2ID = torch.empty(num_experts, 2 * width, hidden_size, dtype=dtype)
+        down_EDI = torch.empty(num_experts, hidden_size, width, dtype=dtype)
         self.gate_up_proj = nn.Parameter(gate_up_E2ID, requires_grad=False)
         self.down_proj = nn.Parameter(down_EDI, requires_grad=False)
 
-    def stored_parts(self, name: str) -> dict[str, Tensor]:
+    def stored_parts(self, name: str) -> dict[str, Shard]:
         parts = {}
+        sections = (self.part,)
         for index, (gate_up_2ID, down_DI) in enumerate(
             zip(self.gate_up_proj, self.down_proj, strict=True)
         ):
             gate_ID, up_ID = gate_up_2ID.chunk(2)
-            parts[f"{name}.{index}.gate_proj.weight"] = gate_ID
-            parts[f"{name}.{index}.up_proj.weight"] = up_ID
-            parts[f"{name}.{index}.down_proj.weight"] = down_DI
+            parts[f"{name}.{index}.gate_proj.weight"] = Shard(gate_ID, 0, sections)
+            parts[f"{name}.{index}.up_proj.weight"] = Shard(up_ID, 0, sections)
+            parts[f"{name}.{index}.down_proj.weight"] = Shard(down_DI, 1, sections)
         return parts
 
 

@@ -15,6 +15,7 @@ from pydantic import PositiveInt
 from focus_ray.models.base import ModelConfig
 from focus_ray.models.decoder import DecoderConfig, DecoderForCausalLM
 from focus_ray.models.layers import FeedForward, SwiGLU
+from focus_ray.models.parallel import Shards
 from focus_ray.models.published import published_decoder
 
 # Switches of the published configuration that this file does not compute otherwise.
@@ -34,6 +35,10 @@ class SdarConfig(DecoderConfig):
 
     intermediate_size: PositiveInt
 
+    @property
+    def divided(self) -> dict[str, int]:
+        return {**super().divided, "intermediate_size": self.intermediate_size}
+
     @classmethod
     def from_published(cls, fields: dict[str, object]) -> Self:
         return cls.model_validate(published_decoder(fields, cls.model_fields, ONLY_SUPPORTED))
@@ -51,6 +56,7 @@ class SdarForCausalLM(DecoderForCausalLM):
         layer_index: int,
         stored_names: Collection[str],
         dtype: torch.dtype,
+        shards: Shards,
     ) -> FeedForward:
         assert isinstance(config, SdarConfig)
-        return SwiGLU(config.hidden_size, config.intermediate_size, dtype)
+        return SwiGLU(config.hidden_size, config.intermediate_size, dtype, shards)

@@ -16,6 +16,7 @@ from focus_ray.models.base import ModelConfig
 from focus_ray.models.decoder import DecoderConfig, DecoderForCausalLM
 from focus_ray.models.layers import FeedForward, SwiGLU
 from focus_ray.models.moe import Experts, SoftmaxGate, SparseMLP
+from focus_ray.models.parallel import Shards
 from focus_ray.models.published import published_decoder
 from focus_ray.models.sdar import ONLY_SUPPORTED, SdarConfig
 
@@ -45,10 +46,23 @@ class SdarMoeConfig(DecoderConfig):
 
     @model_validator(mode="after")
     def _dense_layers_have_a_size(self) -> Self:
-        dense = [index for index in range(self.num_hidden_layers) if not self.is_sparse(index)]
-        if dense and self.intermediate_size is None:
-            raise ValueError(f"intermediate_size is missing, and layers {dense} are dense")
+        if self.dense_layers and self.intermediate_size is None:
+            raise ValueError(
+                f"intermediate_size is missing, and layers {self.dense_layers} are dense"
+            )
         return self
+
+    @property
+    def dense_layers(self) -> list[int]:
+        """Layers without experts."""
+        return [index for index in range(self.num_hidden_layers) if not self.is_sparse(index)]
+
+    @property
+    def divided(self) -> dict[str, int]:
+        sizes = {"moe_intermediate_size": self.moe_intermediate_size}
+        if self.dense_layers and self.intermediate_size is not None:
+            sizes["intermediate_size"] = self.intermediate_size
+        return {**super().divided, **sizes}
 
     def is_sparse(self, layer_index: int) -> bool:
         """Whether a layer has experts; any other is dense."""
@@ -74,12 +88,13 @@ class SdarMoeForCausalLM(DecoderForCausalLM):
         layer_index: int,
         stored_names: Collection[str],
         dtype: torch.dtype,
+        shards: Shards,
     ) -> FeedForward:
         assert isinstance(config, SdarMoeConfig)
         hidden, num_experts = config.hidden_size, config.num_experts
         if not config.is_sparse(layer_index):
             assert config.intermediate_size is not None
-            return SwiGLU(hidden, config.intermediate_size, dtype)
+            return SwiGLU(hidden, config.intermediate_size, dtype, shards)
         gate = SoftmaxGate(
             hidden,
             num_experts,
@@ -87,5 +102,5 @@ class SdarMoeForCausalLM(DecoderForCausalLM):
             dtype,
             renormalise=config.norm_topk_prob,
         )
-        experts = Experts(num_experts, hidden, config.moe_intermediate_size, dtype)
+        experts = Experts(num_experts, hidden, config.moe_intermediate_size, dtype, shards)
         return SparseMLP(gate, experts, None)

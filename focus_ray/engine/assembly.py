@@ -74,6 +74,7 @@ def assemble(config: EngineConfig, loaded: LoadedModel | None = None) -> EngineP
         )
     spec = loaded.spec
     sizes = resolve_sizes(config, spec, device.type)
+    num_kv_heads, head_dim = loaded.model.kv_shape
 
     def rehearse() -> Iterator[Callable[[], None]]:
         runner = build_runner(
@@ -87,8 +88,8 @@ def assemble(config: EngineConfig, loaded: LoadedModel | None = None) -> EngineP
         bytes_per_page=bytes_per_page(
             num_layers=spec.num_layers,
             page_size=sizes.page_size,
-            num_kv_heads=spec.num_kv_heads,
-            head_dim=spec.head_dim,
+            num_kv_heads=num_kv_heads,
+            head_dim=head_dim,
             dtype=loaded.dtype,
         ),
         device=device,

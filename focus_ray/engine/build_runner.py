@@ -55,12 +55,13 @@ def build_runner(
     """
     spec = loaded.spec
     policy = make_policy(config, loaded.dtype)
+    num_kv_heads, head_dim = loaded.model.kv_shape
     cache = KVCache(
         num_layers=spec.num_layers,
         num_pages=num_pages,
         page_size=sizes.page_size,
-        num_kv_heads=spec.num_kv_heads,
-        head_dim=spec.head_dim,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
         dtype=loaded.dtype,
         device=device,
     )

@@ -92,12 +92,13 @@ def block_causal_logits(
         max_kv_len=max(map(len, prompts)),
         busy_rows=len(row_lens),
     )
+    num_kv_heads, head_dim = model.kv_shape
     cache = KVCache(
         num_layers=spec.num_layers,
         num_pages=pages_each * len(prompts),
         page_size=page_size,
-        num_kv_heads=spec.num_kv_heads,
-        head_dim=spec.head_dim,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
         dtype=loaded.dtype,
         device=device,
     )

@@ -33,12 +33,13 @@ class Pass:
 
     def __post_init__(self) -> None:
         spec, device = self.loaded.spec, self.device
+        num_kv_heads, head_dim = self.model.kv_shape
         self.cache = KVCache(
             num_layers=spec.num_layers,
             num_pages=NUM_ROWS,
             page_size=B,
-            num_kv_heads=spec.num_kv_heads,
-            head_dim=spec.head_dim,
+            num_kv_heads=num_kv_heads,
+            head_dim=head_dim,
             dtype=self.loaded.dtype,
             device=device,
         )

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from focus_ray.models.layers import SwiGLU, stored_weights
+from focus_ray.models.layers import SwiGLU, stored_shards
 from focus_ray.models.moe import Experts, GroupedGate, SoftmaxGate, SparseMLP
 
 D, I, E, K, T = 24, 10, 12, 3, 9  # noqa: E741
@@ -17,6 +17,11 @@ def fill(module: torch.nn.Module) -> None:
     generator = torch.Generator().manual_seed(0)
     for parameter in module.parameters():
         parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+
+
+def weights_of(module: torch.nn.Module) -> dict[str, Tensor]:
+    """Under their names in a checkpoint."""
+    return {name: shard.tensor for name, shard in stored_shards(module).items()}
 
 
 def network(x_D: Tensor, weights: dict[str, Tensor], name: str) -> Tensor:
@@ -41,7 +46,7 @@ def test_softmax_experts_are_the_sum_written_out(x_TD: Tensor, renormalise: bool
     gate = SoftmaxGate(D, E, K, torch.float32, renormalise=renormalise)
     layer = SparseMLP(gate, Experts(E, D, I, torch.float32), None)
     fill(layer)
-    weights = stored_weights(layer)
+    weights = weights_of(layer)
     for x_D, found_D in zip(x_TD, layer(x_TD, everybody()), strict=True):
         probability_E = torch.softmax(weights["gate.weight"] @ x_D, 0)
         best = sorted(range(E), key=lambda e: -probability_E[e].item())[:K]
@@ -64,7 +69,7 @@ def test_grouped_experts_are_the_sum_written_out(
     shared = SwiGLU(D, shared_size, torch.float32) if shared_size else None
     layer = SparseMLP(gate, Experts(E, D, I, torch.float32), shared)
     fill(layer)
-    weights = stored_weights(layer)
+    weights = weights_of(layer)
     for x_D, found_D in zip(x_TD, layer(x_TD, everybody()), strict=True):
         score_E = torch.sigmoid(weights["gate.weight"] @ x_D)
         rank = (score_E + weights["gate.expert_bias"] if biased else score_E).tolist()

@@ -139,12 +139,13 @@ def forward(
         max_kv_len=num_tokens,
         busy_rows=num_rows,
     )
+    num_kv_heads, head_dim = model.kv_shape
     cache = KVCache(
         num_layers=spec.num_layers,
         num_pages=num_pages,
         page_size=PAGE_SIZE,
-        num_kv_heads=spec.num_kv_heads,
-        head_dim=spec.head_dim,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
         dtype=torch.float32,
         device=device,
     )
