@@ -2,7 +2,8 @@
 
 Shared by all model families: importance in layers 0 and 1, their difference, the choice, and what
 the later layers need to know of it. S rows of the step, each of one block of B positions; T tokens
-of the step, R retained ones; D hidden size, H query heads, K KV heads, d head size.
+of the step, R retained ones; D hidden size, H query heads, K KV heads, d head size: of heads, what
+the rank holds.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from focus_ray.kernels.compact import Compacted, compact
 from focus_ray.kernels.importance import importance
 from focus_ray.kernels.retain import Retained, retain
 from focus_ray.kernels.rows import Rows
+from focus_ray.models.parallel import WHOLE, Shards
 from focus_ray.models.step import StepTensors
 
 
@@ -23,6 +25,7 @@ class Eviction:
     """Decides the eviction of one forward pass, on buffers that it is given.
 
     Nothing here waits for the device, and everything it does can be recorded into a CUDA graph.
+    Ranks add up the importances of both layers at once, and all choose the same.
     The buffers hold as many rows as the largest step; a step uses the first of them, as many as it
     has itself.
 
@@ -33,6 +36,7 @@ class Eviction:
         trash_slot: KV slot that nobody reads, for padding.
         importance_dtype: what importances are rounded to before they are compared.
         attend_cached: tokens see decoded ones to the right of all retained ones too.
+        shards: over whose ranks the heads are divided.
     """
 
     def __init__(
@@ -44,6 +48,7 @@ class Eviction:
         trash_slot: int,
         importance_dtype: torch.dtype,
         attend_cached: bool,
+        shards: Shards = WHOLE,
     ) -> None:
         self._rows = rows
         self._retained = retained
@@ -51,6 +56,7 @@ class Eviction:
         self._trash_slot = trash_slot
         self._importance_dtype = importance_dtype
         self._attend_cached = attend_cached
+        self._shards = shards
         self._first_SB: Tensor | None = None
 
     def observe(self, q_THd: Tensor, k_TKd: Tensor, step: StepTensors) -> None:
@@ -62,9 +68,14 @@ class Eviction:
         first_SB, self._first_SB = self._first_SB, None
         assert first_SB is not None, "layer 0 was not observed"
         num_rows = len(first_SB)
+        second_SB = self._importance(q_THd, k_TKd, step)
+        if self._shards.size > 1:
+            # In float32: what is rounded is the sum over all heads, as on one rank.
+            both_2SB = self._shards.add_up(torch.stack((first_SB, second_SB)))
+            first_SB, second_SB = both_2SB.unbind()
         retain(
             first_SB,
-            self._importance(q_THd, k_TKd, step),
+            second_SB,
             self._rows.processed_SB[:num_rows],
             self._rows.masked_SB[:num_rows],
             self._rows.target_S[:num_rows],

@@ -87,6 +87,7 @@ class Passes:
             trash_slot=cache.trash_slot,
             importance_dtype=importance_dtype,
             attend_cached=attend_cached,
+            shards=model.shards,
         )
 
     @property
