@@ -19,7 +19,7 @@ _LOW_32 = 0xFFFFFFFF
 
 
 def exponential_noise(
-    seed_R: Tensor, position_R: Tensor, step_R: Tensor, vocab_size: int
+    seed_R: Tensor, position_R: Tensor, step_R: Tensor, vocab_size: int, first_id: int = 0
 ) -> Tensor:
     """``[R, V]`` float32, each an independent draw from the standard exponential distribution.
 
@@ -29,12 +29,13 @@ def exponential_noise(
     Args:
         seed_R: int64, any value.
         position_R, step_R: int64, not negative.
+        vocab_size, first_id: V ids, counted from the first one.
     """
     # two keys: one of 32 bits would be shared by some pair among 65 000 seeds
     first_R1, second_R1 = (
         _row_key(seed_R, position_R, step_R, start)[:, None] for start in (0, 0x6A09E667)
     )
-    token_V = torch.arange(vocab_size, device=seed_R.device) * 0x9E3779B1
+    token_V = torch.arange(first_id, first_id + vocab_size, device=seed_R.device) * 0x9E3779B1
     return _exponential(_mix(_mix(first_R1 + token_V) ^ second_R1))
 
 
