@@ -1,7 +1,8 @@
 """From hidden states to decoded tokens: logits, confidences, and the blocks that move on.
 
-M slots, B block length, Q retained open tokens, V vocabulary, K alternatives. A token's place is
-``slot * B + position``; one place more takes what belongs to nobody.
+M slots, B block length, Q retained open tokens, V the rank's part of the vocabulary, K
+alternatives. A token's place is ``slot * B + position``; one place more takes what belongs to
+nobody.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from torch import Tensor
 from focus_ray.engine.block_state import BlockState
 from focus_ray.engine.plan import StepPlan
 from focus_ray.engine.sampler import RowParams, choose_tokens
+from focus_ray.engine.shared_logits import best_alternatives
 from focus_ray.kernels.advance_blocks import advance_blocks
 from focus_ray.kernels.rows import Rows
 from focus_ray.models.base import BlockDiffusionModel
@@ -24,7 +26,7 @@ class Choosing:
     """Looks at the open tokens that went through all layers; no other token needs logits.
 
     Args:
-        vocab_size: width of the model's logits.
+        vocab_size: width of the logits, those of all ranks together.
 
     Attributes:
         token_MB, confidence_MB, logprob_MB: int64 and float32, what each retained open position
@@ -77,13 +79,14 @@ class Choosing:
                 mask_token_id=self._state.mask_token_id,
                 any_sampled=plan.any_sampled,
                 any_filtered=plan.any_filtered,
+                shards=self._model.shards,
             )
             self._token_P[places] = choice.token_R
             self._confidence_P[places] = choice.confidence_R
             self._logprob_P[places] = choice.logprob_R
             if top_id_PK is not None and top_logprob_PK is not None:
-                best = logits_QV.log_softmax(1, dtype=torch.float32).topk(num_top, dim=1)
-                top_id_PK[places], top_logprob_PK[places] = best.indices, best.values
+                best = best_alternatives(logits_QV, num_top, self._model.shards)
+                top_id_PK[places], top_logprob_PK[places] = best
         if top_id_PK is None or top_logprob_PK is None:
             return None
         shape_MBK = (*self.token_MB.shape, num_top)

@@ -1,8 +1,8 @@
 """Which token each masked position would take, and how sure the model is of it.
 
-R rows of logits (masked positions), V vocabulary, K stop ids. A draw depends on the request's
-seed, the token's absolute position and the number of the step within its block, and on nothing
-else: not on the batch, not on the slot, not on what was drawn before.
+R rows of logits (masked positions), V vocabulary or the rank's part of it, K stop ids. A draw
+depends on the request's seed, the token's absolute position and the number of the step within its
+block, and on nothing else: not on the batch, not on the slot, not on what was drawn before.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from focus_ray.engine.shared_logits import choose_over_ranks, whole_rows
 from focus_ray.kernels.confidence import (
     Choice,
     Draw,
     candidates,
-    confidence,
     cool,
     draw_token,
 )
+from focus_ray.models.parallel import WHOLE, Shards
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ def choose_tokens(
     mask_token_id: int,
     any_sampled: bool,
     any_filtered: bool,
+    shards: Shards = WHOLE,
 ) -> Choice:
     """Take the arg-max or draw a token for every row.
 
@@ -72,24 +74,32 @@ def choose_tokens(
     (temperature 1 for greedy rows), as in sands-lab/FOCUS (commit 277f1d1). The mask id is never
     chosen.
 
+    Ranks exchange a few words of each row, and whole logits only of rows that are cut by top-k,
+    top-p or min-p.
+
     Args:
         logits_RV: any float dtype; not changed.
         params: None: all rows are greedy, and may choose any token but the mask.
         any_sampled, any_filtered: False skips work that no row needs.
+        shards: over whose ranks the vocabulary is divided.
     """
     if params is None:
-        return confidence(logits_RV, mask_token_id)
+        return choose_over_ranks(logits_RV, mask_token_id, shards)
+    suppressed_RK = params.suppressed_RK
     draw = params.draw() if any_sampled else None
     if draw is None or not any_filtered:
-        return confidence(logits_RV, mask_token_id, suppressed_RK=params.suppressed_RK, draw=draw)
+        return choose_over_ranks(
+            logits_RV, mask_token_id, shards, suppressed_RK=suppressed_RK, draw=draw
+        )
     filtered_R = (params.top_k_R > 0) | (params.top_p_R < 1.0) | (params.min_p_R > 0.0)
     filtered_R &= params.temperature_R > 0.0
     unfiltered = replace(draw, temperature_R=params.temperature_R.masked_fill(filtered_R, 0.0))
-    choice = confidence(
-        logits_RV, mask_token_id, suppressed_RK=params.suppressed_RK, draw=unfiltered
+    choice = choose_over_ranks(
+        logits_RV, mask_token_id, shards, suppressed_RK=suppressed_RK, draw=unfiltered
     )
     rows_S = filtered_R.nonzero()[:, 0]
-    drawn = _draw_filtered(logits_RV[rows_S], params.take(rows_S), mask_token_id)
+    logits_SV = whole_rows(logits_RV[rows_S], shards)
+    drawn = _draw_filtered(logits_SV, params.take(rows_S), mask_token_id)
     return choice.replace(rows_S, drawn)
 
 
