@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import Phase, settings
 
 if TYPE_CHECKING:
     import torch
+    from ranks import Ranks
 
 # Before anything reads them: no test reaches out of the machine it runs on.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -35,6 +37,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
     if not torch.cuda.is_available():
         pytest.skip("needs CUDA, or TRITON_INTERPRET=1 as in the second run of scripts/test")
+
+
+@pytest.fixture(scope="session")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
+    """Processes that run functions as the ranks of a model."""
+    from ranks import started_ranks
+
+    with started_ranks(tmp_path_factory.mktemp("ranks")) as started:
+        yield started
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
