@@ -12,8 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from focus_ray.models.checkpoint import CONFIG_FILE, read_json
+from focus_ray.models.decoder import DecoderForCausalLM
 from focus_ray.models.loading import INDEX_FILE, LoadedModel
-from focus_ray.models.sdar import SdarForCausalLM
+from focus_ray.models.published import BOOKKEEPING_FIELDS
 from focus_ray.models.spec import GENERATION_FILE
 
 SHARD_BYTES = 4_000_000_000
@@ -21,31 +22,55 @@ TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 COPIED = (GENERATION_FILE, "chat_template.jinja")
 NOT_PUBLISHED = frozenset({"dtype"})
 
+# What our configurations do not hold because nothing else is computed here, and other engines ask.
+DECODER_FIELDS: dict[str, object] = {
+    "hidden_act": "silu",
+    "attention_dropout": 0.0,
+    "rope_scaling": None,
+    "use_sliding_window": False,
+    "sliding_window": None,
+}
+FAMILY_FIELDS: dict[str, dict[str, object]] = {
+    "SDARForCausalLM": {"model_type": "sdar", "attention_bias": False},
+    "SDARMoeForCausalLM": {"model_type": "sdar_moe", "attention_bias": False},
+    "LLaDA2MoeModelLM": {
+        "model_type": "llada2_moe",
+        "norm_head": False,
+        "norm_topk_prob": True,
+        "router_dtype": "fp32",
+        "score_function": "sigmoid",
+        "use_bias": False,
+        "use_qk_norm": True,
+        "use_qkv_bias": False,
+    },
+}
+
 
 def write_checkpoint(loaded: LoadedModel, folder: Path, *, shard_bytes: int = SHARD_BYTES) -> int:
     """Write weights, configuration and tokenizer; what the model does not say is as in its folder.
 
     Args:
-        loaded: an SDAR model.
+        loaded: a model of any family; its folder may be that of another, as after expansion.
         folder: made if absent.
         shard_bytes: most bytes of weights in a file, unless one weight alone has more.
 
     Returns:
         Bytes of all weights.
-
-    Raises:
-        ValueError: not an SDAR model.
     """
-    if not isinstance(loaded.model, SdarForCausalLM):
-        raise ValueError(f"only SDAR models can be written, not {loaded.spec.architecture}")
+    assert isinstance(loaded.model, DecoderForCausalLM)
+    architecture = loaded.spec.architecture
     folder.mkdir(parents=True, exist_ok=True)
     num_bytes = _write_weights(loaded.model.weight_map(), folder, shard_bytes)
+    found = read_json(loaded.path / CONFIG_FILE) or {}
+    if found.get("architectures") != [architecture]:
+        found = {name: value for name, value in found.items() if name in BOOKKEEPING_FIELDS}
+        found |= {**DECODER_FIELDS, **FAMILY_FIELDS[architecture], "architectures": [architecture]}
     config = loaded.model.config
     fields = config.model_dump(exclude=set(NOT_PUBLISHED)) | {
         "torch_dtype": config.dtype,
         "max_window_layers": config.num_hidden_layers,
     }
-    _write_json(folder / CONFIG_FILE, (read_json(loaded.path / CONFIG_FILE) or {}) | fields)
+    _write_json(folder / CONFIG_FILE, found | fields)
     for name in COPIED:
         if (loaded.path / name).is_file():
             shutil.copyfile(loaded.path / name, folder / name)

@@ -92,7 +92,7 @@ def stream_groups(small: int, large: int, copies: int, *, seed: int) -> list[int
 
 
 def unit_groups(small: int, large: int, *, seed: int) -> list[int]:
-    """Group of each intermediate unit: the small model's once each, the others in equal pairs."""
+    """Group of each intermediate unit: those carried once each, the others in equal pairs."""
     groups = [*range(small), *(small + surplus // 2 for surplus in range(large - small))]
     return _shuffled(groups, seed)
 
@@ -139,40 +139,49 @@ def paired_queries(num_heads: int, num_kv_heads: int) -> list[int]:
     return [head - head % per_kv % 2 for head in range(num_heads)]
 
 
-def rotary_dims(small: tuple[int, float], large: tuple[int, float]) -> tuple[list[int], list[bool]]:
+def rotary_dims(
+    small: tuple[int, float], large: tuple[int, float], head_dim: int
+) -> tuple[list[int], list[bool]]:
     """Which small dimension each dimension of a larger query or key carries; whether it is read.
 
     A rotary pair, dimensions p and p + half of a head, is read where its frequency stands. It is
-    repeated, as often as every other pair, in places of other frequencies, only to leave the norm
-    over the head as it is. What is then left over carries ``head_dim``, which does not exist.
+    repeated, as often as every other pair, in places of other frequencies and of none, only to
+    leave the norm over the head as it is. What is then left over carries a dimension that the small
+    head does not have.
 
     Args:
-        small: head size and rotary base.
-        large: the same of the larger model.
+        small: head size, all of which turns, and rotary base.
+        large: dimensions that turn, the first of a head, and rotary base of the larger model.
+        head_dim: head size of the larger model.
 
     Raises:
         ValueError: a frequency is missing.
     """
-    half, large_half = small[0] // 2, large[0] // 2
-    frequencies = [large[1] ** (-place / large_half) for place in range(large_half)]
+    half, num_turning = small[0] // 2, large[0] // 2  # pairs
+    num_still = head_dim // 2 - num_turning
+    frequencies = [large[1] ** (-place / num_turning) for place in range(num_turning)]
     pair_at: dict[int, int] = {}
     for pair in range(half):
         wanted = small[1] ** (-pair / half)
-        place = min(range(large_half), key=lambda p: abs(frequencies[p] - wanted))
+        place = min(range(num_turning), key=lambda p: abs(frequencies[p] - wanted))
         if place in pair_at or abs(frequencies[place] / wanted - 1.0) > FREQUENCY_TOLERANCE:
+            turning = "" if not num_still else f", of which {large[0]} dimensions turn,"
             raise ValueError(
-                f"head_dim {large[0]} with rope_theta {large[1]:g} lacks the rotary frequency "
-                f"{wanted:g}; take a multiple of {small[0]} with rope_theta {small[1]:g}"
+                f"head_dim {head_dim}{turning} with rope_theta {large[1]:g} lacks the rotary "
+                f"frequency {wanted:g}; take a multiple of {small[0]} with rope_theta {small[1]:g}"
             )
         pair_at[place] = pair
-    live = [place in pair_at for place in range(large_half)]
-    copies = [pair for _ in range(large_half // half - 1) for pair in range(half)]
-    for place in range(large_half):
+    places = range(num_turning + num_still)
+    live = [place in pair_at for place in places]
+    copies = [pair for _ in range(len(places) // half - 1) for pair in range(half)]
+    for place in places:
         if not live[place]:
             pair_at[place] = copies.pop() if copies else -1
-    carried = [pair_at[place] for place in range(large_half)]
-    dims = [p if p >= 0 else small[0] for p in carried]
-    return dims + [p + half if p >= 0 else small[0] for p in carried], live + live
+    first = [pair_at[place] if pair_at[place] >= 0 else small[0] for place in places]
+    second = [dim + half if dim < small[0] else dim for dim in first]
+    end = num_turning
+    dims = [*first[:end], *second[:end], *first[end:], *second[end:]]
+    return dims, [*live[:end], *live[:end], *live[end:], *live[end:]]
 
 
 def _shuffled(groups: list[int], seed: int) -> list[int]:

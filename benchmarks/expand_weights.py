@@ -1,32 +1,29 @@
 """The weights of a larger model that computes what a small one does; why, says ``expand.py``.
 
-Shape letters of the larger model: D hidden size, I intermediate size, H query heads, K KV heads,
-d head size; N rows and W columns of any weight; V tokens of the small vocabulary.
+Shape letters of the larger model: D hidden size, H query heads, K KV heads, d head size; N rows of
+any weight; V tokens of the small vocabulary.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from focus_ray.benchmarks.expand_feed_forward import FeedForwardExpansion, Network
 from focus_ray.benchmarks.expand_layout import (
     TINY,
-    Reading,
     attended_groups,
     head_sources,
     paired_queries,
-    reading_of,
     rotary_dims,
-    stream_groups,
-    unit_groups,
 )
-from focus_ray.models.decoder import HEAD_WEIGHT
-from focus_ray.models.sdar import SdarConfig
-
-EMBEDDING, LAST_NORM = "model.embed_tokens.weight", "model.norm.weight"
+from focus_ray.benchmarks.expand_values import Values, size_of
+from focus_ray.models.decoder import Attention, DecoderForCausalLM, DecoderLayer
+from focus_ray.models.layers import SwiGLU
+from focus_ray.models.moe import SparseMLP
 
 # A number that stands in one dimension of the stream whatever the token, in units of a usual
 # embedding: too small to be heard in any sum it goes into.
@@ -35,35 +32,13 @@ CONSTANT = 2.0**-24
 CONSTANT_GAIN = 2.0**44
 
 
-def num_copies(small: SdarConfig, large: SdarConfig) -> int:
-    """How often the larger stream holds the small one; surplus tokens need a dimension besides.
-
-    Raises:
-        ValueError: not once.
-    """
-    num_spare = int(large.vocab_size > small.vocab_size)
-    copies = (large.hidden_size - num_spare) // small.hidden_size
-    if copies < 1:
-        raise ValueError(
-            f"hidden_size {large.hidden_size} must be above the small model's {small.hidden_size}, "
-            f"because vocab_size {large.vocab_size} is above its {small.vocab_size}"
-        )
-    return copies
-
-
-def stream_share(small: SdarConfig, large: SdarConfig) -> float:
-    """Mean square of the larger stream in units of the small one's."""
-    return num_copies(small, large) * small.hidden_size / large.hidden_size
-
-
 class Expansion:
     """Fills the weights of a larger model, part by part.
 
     Args:
-        small: weights of the small model by name, where ``large`` is and of its dtype.
-        large: the weights to fill in, by name.
-        from_config: shape of the small model.
-        to_config: shape of the larger one.
+        small: the small model, dense.
+        large: the model to fill in, of any family.
+        whitening: for layers with experts: ``expand_routing.whitening_of(small)``.
         seed: of everything random.
 
     Raises:
@@ -72,186 +47,164 @@ class Expansion:
 
     def __init__(
         self,
-        small: Mapping[str, Tensor],
-        large: Mapping[str, Tensor],
-        from_config: SdarConfig,
-        to_config: SdarConfig,
+        small: DecoderForCausalLM,
+        large: DecoderForCausalLM,
+        whitening: Sequence[Tensor],
         seed: int,
     ) -> None:
-        self.small, self.large = small, large
-        self.from_config, self.to_config = from_config, to_config
-        self.device, self.dtype = large[EMBEDDING].device, large[EMBEDDING].dtype
-        self.generator = torch.Generator(self.device).manual_seed(seed)
+        self.small, self.large, self.whitening = small, large, whitening
+        self.small_layers, self.large_layers = layers_of(small), layers_of(large)
+        from_config, to_config = small.config, large.config
+        weight = large.model.embed_tokens.weight
+        self.values = values = Values(from_config, to_config, weight.device, weight.dtype, seed)
+        num_units = _dense(self.small_layers[0]).down_proj.weight.shape[1]
+        self.feed_forward = FeedForwardExpansion(values, num_units)
 
-        small_size, large_size = from_config.hidden_size, to_config.hidden_size
-        copies = num_copies(from_config, to_config)
-        stream = stream_groups(small_size, large_size, copies, seed=seed)
-        units = unit_groups(
-            from_config.intermediate_size, to_config.intermediate_size, seed=seed + 1
-        )
         queries, kvs = head_sources(
             (from_config.num_attention_heads, from_config.num_key_value_heads),
             (to_config.num_attention_heads, to_config.num_key_value_heads),
         )
         small_dim, large_dim = from_config.head_dim, to_config.head_dim
         turned, live = rotary_dims(
-            (small_dim, from_config.rope_theta), (large_dim, to_config.rope_theta)
+            (small_dim, from_config.rope_theta),
+            (to_config.rotary_dim, to_config.rope_theta),
+            large_dim,
         )
         num_copied = large_dim // small_dim * small_dim
-        values = [i % small_dim for i in range(num_copied)]
-        values += range(small_dim, small_dim + large_dim - num_copied)
+        value_dims = [i % small_dim for i in range(num_copied)]
+        value_dims += range(small_dim, small_dim + large_dim - num_copied)
 
-        self.stream_D, self.unit_I = self._tensor(stream), self._tensor(units)
-        self.query_H, self.kv_K = self._tensor(queries), self._tensor(kvs)
-        self.turned_d, self.live_d = self._tensor(turned), self._tensor(live)
-        self.value_d = self._tensor(values)
+        self.query_H, self.kv_K = values.tensor(queries), values.tensor(kvs)
+        self.turned_d, self.live_d = values.tensor(turned), values.tensor(live)
+        self.value_d = values.tensor(value_dims)
+        # Scores grow with the square root of the head size; queries take that back.
+        self.query_growth = num_copied / large_dim * math.sqrt(large_dim / small_dim)
         self.constant = None
         if to_config.vocab_size > from_config.vocab_size:
-            self.constant = stream.index(small_size)
-        self.head_share = num_copied / large_dim
+            self.constant = values.stream.index(from_config.hidden_size)
 
         heads = from_config.num_attention_heads
-        self.read_stream = self._reading(stream, small_size, lone=1.0)
-        self.read_units = self._reading(units, from_config.intermediate_size)
-        self.read_attended = self._reading(
-            attended_groups(queries, values, heads, small_dim), heads * small_dim
+        self.read_attended = values.reading(
+            attended_groups(queries, value_dims, heads, small_dim), heads * small_dim
         )
-        # In a surplus layer, equal heads and equal units stand side by side.
+        # In a surplus layer, equal heads stand side by side.
         paired = paired_queries(to_config.num_attention_heads, to_config.num_key_value_heads)
         attended = attended_groups(paired, range(large_dim), len(paired), large_dim)
-        paired_units = [unit - unit % 2 for unit in range(len(units))]
-        self.paired_rows_N, self.paired_I = self._tensor(attended), self._tensor(paired_units)
-        self.cancel_attended = self._reading(attended, 0)
-        self.cancel_units = self._reading(paired_units, 0)
+        self.paired_rows_N = values.tensor(attended)
+        self.cancel_attended = values.reading(attended, 0)
 
-    def fill_ends(self, token_V: Tensor) -> None:
-        """Embedding, last norm and head.
+    def fill(self, token_V: Tensor) -> None:
+        """Everything.
 
         Args:
             token_V: id in the larger vocabulary of each token of the small one.
         """
-        embedding, head = self.large[EMBEDDING], self.large[HEAD_WEIGHT]
-        small_embedding = self.small[EMBEDDING]
-        small_head = self.small.get(HEAD_WEIGHT, small_embedding)
-        read_VW = self._read(small_head, self.read_stream)
-        self._randomise(embedding, like=small_embedding)
-        self._randomise(head, like=read_VW)
-        self._fill_stream_norm(LAST_NORM)
-        embedding[token_V] = self._written(small_embedding.T).T
+        self._fill_ends(token_V)
+        num_own = len(self.small_layers)
+        for index, large in enumerate(self.large_layers):
+            if index < num_own:
+                self._fill_layer(large, self.small_layers[index])
+            else:
+                self._fill_surplus_layer(large, self.small_layers[-1])
+            self._fill_feed_forward(large, min(index, num_own))
+
+    def _fill_ends(self, token_V: Tensor) -> None:
+        """Embedding, last norm and head."""
+        values, small, large = self.values, self.small, self.large
+        assert large.lm_head is not None
+        embedding, norm, head = (
+            large.model.embed_tokens.weight,
+            large.model.norm.weight,
+            large.lm_head.weight,
+        )
+        small_embedding = values.own(small.model.embed_tokens.weight)
+        small_head = small_embedding if small.lm_head is None else values.own(small.lm_head.weight)
+        read_VW = values.read(small_head, values.read_stream)
+        values.randomise(embedding, like=small_embedding)
+        values.randomise(head, like=read_VW)
+        values.fill_stream_norm(norm, values.own(small.model.norm.weight))
+        embedding[token_V] = values.written(small_embedding.T).T
         if self.constant is not None:
-            embedding[:, self.constant] = CONSTANT * _size(small_embedding)
-            self.large[LAST_NORM][self.constant] = CONSTANT_GAIN
+            embedding[:, self.constant] = CONSTANT * size_of(small_embedding)
+            norm[self.constant] = CONSTANT_GAIN
             head[:, self.constant] = -1.0
             read_VW[:, self.constant] *= TINY
         head[token_V] = read_VW
 
-    def fill_layer(self, index: int) -> None:
-        """A layer of the small model, at the same place."""
-        at = f"model.layers.{index}."
-        attention, mlp = f"{at}self_attn.", f"{at}mlp."
-        self._fill_stream_norm(f"{at}input_layernorm.weight")
-        self._fill_stream_norm(f"{at}post_attention_layernorm.weight")
-        for name, head_N, row_d, own in (
-            (f"{attention}q_proj.weight", self.query_H, self.turned_d, TINY),
-            (f"{attention}k_proj.weight", self.kv_K, self.turned_d, TINY),
-            (f"{attention}v_proj.weight", self.kv_K, self.value_d, 1.0),
+    def _fill_layer(self, large: DecoderLayer, small: DecoderLayer) -> None:
+        """Attention and norms of a layer of the small model, at the same place."""
+        values = self.values
+        for of_large, of_small in (
+            (large.input_layernorm, small.input_layernorm),
+            (large.post_attention_layernorm, small.post_attention_layernorm),
         ):
-            read = self._read(self.small[name], self.read_stream)
-            heads = read.split(self.from_config.head_dim)
-            rows = torch.stack([self._rows(head, row_d, own) for head in heads])
-            self.large[name].copy_(rows[head_N].flatten(0, 1))
-        self._fill_head_norms(attention)
-        for name in (f"{mlp}gate_proj.weight", f"{mlp}up_proj.weight"):
-            read = self._read(self.small[name], self.read_stream)
-            self.large[name].copy_(self._rows(read, self.unit_I, 1.0))
-        for name, reading in (
-            (f"{attention}o_proj.weight", self.read_attended),
-            (f"{mlp}down_proj.weight", self.read_units),
+            values.fill_stream_norm(of_large.weight, values.own(of_small.weight))
+        for large_ND, small_ND, head_N, row_d, own in zip(
+            _projections(large.self_attn),
+            _projections(small.self_attn),
+            (self.query_H, self.kv_K, self.kv_K),
+            (self.turned_d, self.turned_d, self.value_d),
+            (TINY, TINY, 1.0),
+            strict=True,
         ):
-            self.large[name].copy_(self._written(self._read(self.small[name], reading)))
+            read = values.read(values.own(small_ND), values.read_stream)
+            heads = read.split(self.small.config.head_dim)
+            rows = torch.stack([values.rows(head, row_d, own) for head in heads])
+            large_ND.copy_(rows[head_N].flatten(0, 1))
+        self._fill_head_norms(large.self_attn, small.self_attn)
+        output = values.read(values.own(small.self_attn.o_proj.weight), self.read_attended)
+        large.self_attn.o_proj.weight.copy_(values.written(output))
 
-    def fill_surplus_layer(self, index: int) -> None:
-        """A random layer that adds nothing: equal heads, and equal units, are subtracted."""
-        at, like = (f"model.layers.{i}." for i in (index, self.from_config.num_hidden_layers - 1))
-        for name in ("input_layernorm", "post_attention_layernorm"):
-            self._fill_any_norm(self.large[f"{at}{name}.weight"])
-        for name in ("self_attn.q_norm", "self_attn.k_norm"):
-            self._fill_any_norm(self.large[f"{at}{name}.weight"])
-        for part, same_N in (
-            ("self_attn.q", self.paired_rows_N),
-            ("self_attn.k", None),
-            ("self_attn.v", None),
-            ("mlp.gate", self.paired_I),
-            ("mlp.up", self.paired_I),
-        ):
-            weight = self.large[f"{at}{part}_proj.weight"]
-            self._randomise(weight, like=self.small[f"{like}{part}_proj.weight"])
-            if same_N is not None:
-                weight.copy_(weight[same_N])
-        for part, reading in (
-            ("self_attn.o", self.cancel_attended),
-            ("mlp.down", self.cancel_units),
-        ):
-            small = self.small[f"{like}{part}_proj.weight"]
-            self.large[f"{at}{part}_proj.weight"].copy_(self._written(self._read(small, reading)))
-
-    def _read(self, small_NW: Tensor, reading: Reading) -> Tensor:
-        """Columns of the larger model for the small model's rows; random, and the same in sum."""
-        width = len(reading.source_W)
-        std = _size(small_NW) * math.sqrt(small_NW.shape[1] / width)
-        noise = self._random(len(small_NW), reading.num_noise, std=std)
-        # One of the two is zero in every column, so that nothing is rounded.
-        return small_NW[:, reading.source_W] * reading.share_W + (
-            noise[:, reading.noise_W] * reading.scale_W
+    def _fill_surplus_layer(self, large: DecoderLayer, like: DecoderLayer) -> None:
+        """Random attention that adds nothing: equal heads are subtracted."""
+        values, attention = self.values, large.self_attn
+        values.fill_any_norm(large.input_layernorm.weight)
+        # As the last norm, so that a gate's inputs are those that its whitening knows.
+        values.fill_stream_norm(
+            large.post_attention_layernorm.weight, values.own(self.small.model.norm.weight)
         )
+        for norm in (attention.q_norm, attention.k_norm):
+            values.fill_any_norm(norm.weight)
+        query_ND, *others = _projections(attention)
+        small_query_ND, *small_others = _projections(like.self_attn)
+        values.randomise(query_ND, like=small_query_ND)
+        query_ND.copy_(query_ND[self.paired_rows_N])
+        for large_ND, small_ND in zip(others, small_others, strict=True):
+            values.randomise(large_ND, like=small_ND)
+        output = values.read(values.own(like.self_attn.o_proj.weight), self.cancel_attended)
+        attention.o_proj.weight.copy_(values.written(output))
 
-    def _rows(self, weight_NW: Tensor, row_N: Tensor, own: float) -> Tensor:
-        """Rows ``row_N`` of a weight; beyond its end follow random ones, ``own`` times as large."""
-        num_own = max(0, int(row_N.max()) + 1 - len(weight_NW))
-        more = self._random(num_own, weight_NW.shape[1], std=own * _size(weight_NW))
-        return torch.cat([weight_NW, more])[row_N]
+    def _fill_feed_forward(self, large: DecoderLayer, index: int) -> None:
+        """What the small model's layer ``index`` adds, or nothing where it has none."""
+        carries = index < len(self.small_layers)
+        like = self.small_layers[index if carries else -1]
+        small = Network(*map(self.values.own, vars(Network.of(_dense(like))).values()))
+        if isinstance(large.mlp, SparseMLP):
+            self.feed_forward.fill_sparse(large.mlp, small, self.whitening[index], carries=carries)
+        else:
+            self.feed_forward.fill_dense(_dense(large), small, carries=carries)
 
-    def _written(self, weight_NW: Tensor) -> Tensor:
-        """Rows for what is added to the stream: each copy the same, next to nothing elsewhere."""
-        return self._rows(weight_NW, self.stream_D, TINY)
-
-    def _fill_stream_norm(self, name: str) -> None:
-        """The norm divides by less where the stream has dimensions left over."""
-        small, large = self.small[name].float(), self.large[name]
-        scale = math.sqrt(stream_share(self.from_config, self.to_config))
-        self._fill_any_norm(large)
-        carried_D = self.stream_D < len(small)
-        scaled = small[self.stream_D.clamp(max=len(small) - 1)] * scale
-        large.copy_(torch.where(carried_D, scaled, large.float()))
-
-    def _fill_head_norms(self, attention: str) -> None:
-        """Scores grow with the square root of the head size; queries take that back."""
-        growth = self.head_share * math.sqrt(self.to_config.head_dim / self.from_config.head_dim)
-        for name, scale, unread in (("q_norm", growth, TINY), ("k_norm", 1.0, 1.0)):
-            small = self.small[f"{attention}{name}.weight"].float()
-            large = self.large[f"{attention}{name}.weight"]
-            self._fill_any_norm(large)
-            scaled = small[self.turned_d.clamp(max=len(small) - 1)] * scale
-            large.copy_(torch.where(self.live_d, scaled, large.float() * unread))
-
-    def _fill_any_norm(self, weight: Tensor) -> None:
-        weight.uniform_(0.5, 1.5, generator=self.generator)
-
-    def _randomise(self, weight_NW: Tensor, *, like: Tensor) -> None:
-        """Normal values of such a size that what is computed is as large as with ``like``."""
-        std = _size(like) * math.sqrt(like.shape[1] / weight_NW.shape[1])
-        weight_NW.normal_(0.0, std, generator=self.generator)
-
-    def _random(self, rows: int, columns: int, *, std: float) -> Tensor:
-        values = torch.empty(rows, columns, device=self.device, dtype=self.dtype)
-        return values.normal_(0.0, std, generator=self.generator)
-
-    def _reading(self, groups: Sequence[int], num_sources: int, lone: float = TINY) -> Reading:
-        return reading_of(groups, num_sources, lone=lone).to(self.device, self.dtype)
-
-    def _tensor(self, values: Sequence[int] | Sequence[bool]) -> Tensor:
-        return torch.tensor(values, device=self.device)
+    def _fill_head_norms(self, large: Attention, small: Attention) -> None:
+        for of_large, of_small, scale, unread in (
+            (large.q_norm, small.q_norm, self.query_growth, TINY),
+            (large.k_norm, small.k_norm, 1.0, 1.0),
+        ):
+            small_d, large_d = self.values.own(of_small.weight).float(), of_large.weight
+            self.values.fill_any_norm(large_d)
+            scaled = small_d[self.turned_d.clamp(max=len(small_d) - 1)] * scale
+            large_d.copy_(torch.where(self.live_d, scaled, large_d.float() * unread))
 
 
-def _size(weight: Tensor) -> float:
-    return float(weight.float().square().mean().sqrt())
+def layers_of(model: DecoderForCausalLM) -> list[DecoderLayer]:
+    return [layer for layer in model.model.layers if isinstance(layer, DecoderLayer)]
+
+
+def _dense(layer: DecoderLayer) -> SwiGLU:
+    assert isinstance(layer.mlp, SwiGLU)
+    return layer.mlp
+
+
+def _projections(attention: Attention) -> tuple[Tensor, ...]:
+    """Weights of queries, keys and values, as views."""
+    fused = attention.qkv_proj
+    return tuple(fused.weight.split([len(part) for part in fused.parts.values()]))

@@ -38,10 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     import triton
     from rich.console import Console
 
-    from focus_ray.benchmarks.expand import SDAR_8B
     from focus_ray.benchmarks.kernel_tables import print_report
     from focus_ray.benchmarks.kernel_times import measure
     from focus_ray.benchmarks.sdar_step import QUICK_CONFIG, QUICK_SHAPES, SHAPES, Step
+    from focus_ray.benchmarks.shapes import SDAR_8B
     from focus_ray.benchmarks.timing import Timer
 
     args = parse_arguments(arguments)

@@ -25,10 +25,11 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from focus_ray.benchmarks.expand import DEFAULT_SMALL, SHAPES, expand
+from focus_ray.benchmarks.expand import DEFAULT_SMALL, expand
 from focus_ray.benchmarks.profile_kernels import Activity, activity_of, read_trace
 from focus_ray.benchmarks.profile_tables import print_profile
 from focus_ray.benchmarks.settings import engine_fields
+from focus_ray.benchmarks.shapes import SHAPES
 from focus_ray.benchmarks.workload import Lengths, bundled_prompts
 from focus_ray.config import EngineConfig
 from focus_ray.engine.assembly import assemble

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from focus_ray.benchmarks.expand import SDAR_8B
+from focus_ray.benchmarks.shapes import SDAR_8B
 from focus_ray.kernels.compact import Compacted, compact
 from focus_ray.kernels.retain import Retained, retain
 from focus_ray.kernels.rotary import rotary_table

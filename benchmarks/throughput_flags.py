@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from focus_ray.benchmarks.expand import SHAPES
 from focus_ray.benchmarks.settings import FIELD_OF_NAME, engine_config, engine_fields
+from focus_ray.benchmarks.shapes import SHAPES
 from focus_ray.config import DEFAULT_MODEL, EngineConfig
 
 CONCURRENCIES = (1, 8, 32, 64, 128, 256, 512)

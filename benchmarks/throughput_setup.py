@@ -15,7 +15,8 @@ import triton
 
 from focus_ray import __version__
 from focus_ray.benchmarks.conversations import read_file, read_hub
-from focus_ray.benchmarks.expand import SHAPES, expand, random_model
+from focus_ray.benchmarks.expand import expand, random_model
+from focus_ray.benchmarks.shapes import SHAPES
 from focus_ray.benchmarks.throughput_flags import LEAST_PROMPTS, shared_fields
 from focus_ray.benchmarks.workload import (
     Lengths,

@@ -5,28 +5,25 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
+from expanded import GOLDEN, LOGIT_TOLERANCE, generate, half_masked, large_ids, split_logits
+from plain_decoder import importance, run
 from torch import Tensor
 
-from focus_ray import LLM, SamplingParams
-from focus_ray.benchmarks.expand import SDAR_8B, expand, random_model
+from focus_ray.benchmarks.expand import expand, random_model
 from focus_ray.benchmarks.expand_files import write_checkpoint
 from focus_ray.benchmarks.expand_layout import TINY
+from focus_ray.benchmarks.shapes import SDAR_8B
 from focus_ray.engine.tokenizer import Tokenizer
 from focus_ray.models.loading import LoadedModel, load_model
 from focus_ray.models.sdar import SdarConfig, SdarForCausalLM
 
 ROOT = Path(__file__).parents[2]
-GOLDEN = ROOT / "tests" / "golden" / "models" / "sdar"
 
-# Of the largest logit, in float32; the same sums in another order differ by 6e-6.
-LOGIT_TOLERANCE = 1e-4
 # In float64 what is left is the rounding of norms, and epsilon beside the square of a query.
 EXACT_LOGIT_TOLERANCE = 5e-6
 
@@ -65,73 +62,6 @@ SHAPES = [
 ]
 
 
-@dataclass(frozen=True)
-class Pass:
-    """Logits ``[T, V]``, and queries, keys and normed inputs of each layer."""
-
-    logits: Tensor
-    queries: list[Tensor]
-    keys: list[Tensor]
-    inputs: list[Tensor]
-
-
-def run(loaded: LoadedModel, token_ids_T: Tensor, dtype: torch.dtype | None = None) -> Pass:
-    """A plain forward pass of SDAR under the block mask, apart from everything in the engine."""
-    config = config_of(loaded)
-    weights = {name: w.to(dtype or w.dtype) for name, w in loaded.model.weight_map().items()}
-    dtype, dim = dtype or loaded.dtype, config.head_dim
-    positions = torch.arange(len(token_ids_T))
-    frequency = config.rope_theta ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
-    angles = (positions[:, None] * frequency).repeat(1, 2)[:, None]
-    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
-    block = positions // loaded.spec.block_length
-    hidden_from = block[:, None] < block[None]
-
-    def normed(x: Tensor, weight: Tensor) -> Tensor:
-        wide = x.to(torch.promote_types(dtype, torch.float32))
-        mean_square = wide.square().mean(-1, keepdim=True)
-        return (wide * (mean_square + config.rms_norm_eps).rsqrt() * weight).to(dtype)
-
-    def turned(x: Tensor) -> Tensor:
-        left, right = x.chunk(2, -1)
-        return x * cos + torch.cat([-right, left], -1) * sin
-
-    queries, keys, inputs = [], [], []
-    x = weights["model.embed_tokens.weight"][token_ids_T]
-    for index in range(config.num_hidden_layers):
-        layer = {
-            name.removeprefix(f"model.layers.{index}.").removesuffix(".weight"): weight
-            for name, weight in weights.items()
-        }
-        h = normed(x, layer["input_layernorm"])
-        q, k, v = (
-            (h @ layer[f"self_attn.{part}_proj"].T).unflatten(1, (-1, dim)) for part in "qkv"
-        )
-        q = turned(normed(q, layer["self_attn.q_norm"]))
-        k = turned(normed(k, layer["self_attn.k_norm"]))
-        inputs.append(h)
-        queries.append(q)
-        keys.append(k)
-        k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], 1) for t in (k, v))
-        scores = torch.einsum("qhd,khd->hqk", q, k) * dim**-0.5
-        weight = scores.masked_fill(hidden_from, -torch.inf).softmax(-1)
-        attended = torch.einsum("hqk,khd->qhd", weight, v).flatten(1)
-        x = x + attended @ layer["self_attn.o_proj"].T
-        h = normed(x, layer["post_attention_layernorm"])
-        units = F.silu(h @ layer["mlp.gate_proj"].T) * (h @ layer["mlp.up_proj"].T)
-        inputs += [attended, h, units]
-        x = x + units @ layer["mlp.down_proj"].T
-    h = normed(x, weights["model.norm.weight"])
-    return Pass(h @ weights["lm_head.weight"].T, queries, keys, [*inputs, h])
-
-
-def importance(q_THd: Tensor, k_TKd: Tensor) -> Tensor:
-    """Attention, pooled over neighbours, that masked tokens side by side pay to each other."""
-    k_THd = k_TKd.repeat_interleave(q_THd.shape[1] // k_TKd.shape[1], 1)
-    scores = torch.einsum("qhd,khd->hqk", q_THd, k_THd) * q_THd.shape[-1] ** -0.5
-    return F.max_pool1d(scores, 3, stride=1, padding=1).softmax(-1).sum((0, 1))
-
-
 def config_of(loaded: LoadedModel) -> SdarConfig:
     assert isinstance(loaded.model, SdarForCausalLM)
     return loaded.model.config
@@ -141,19 +71,6 @@ def shape_of(small: LoadedModel, changes: Mapping[str, Any]) -> SdarConfig:
     return config_of(small).model_copy(update={"mask_token_id": None, **changes})
 
 
-def large_ids(small: LoadedModel, large: LoadedModel, token_ids: Tensor) -> Tensor:
-    masked = token_ids == small.spec.mask_token_id
-    return token_ids.masked_fill(masked, large.spec.mask_token_id)
-
-
-def split_logits(small: LoadedModel, large: LoadedModel, logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits of the small model's tokens, and of all others."""
-    token_ids = large_ids(small, large, torch.arange(small.spec.vocab_size))
-    surplus = torch.ones(logits.shape[1], dtype=torch.bool)
-    surplus[token_ids] = False
-    return logits[:, token_ids], logits[:, surplus]
-
-
 @pytest.fixture(scope="module")
 def small() -> LoadedModel:
     return load_model(str(GOLDEN), device="cpu", dtype=torch.float32)
@@ -161,10 +78,7 @@ def small() -> LoadedModel:
 
 @pytest.fixture(scope="module")
 def prompt_T(small: LoadedModel) -> Tensor:
-    """Whole blocks of ordinary tokens, then masked ones with a few decoded among them."""
-    ids = torch.randint(0, 500, (44,), generator=torch.Generator().manual_seed(1))
-    ids[20:] = torch.where(torch.arange(24) % 5 == 3, ids[20:], small.spec.mask_token_id)
-    return ids
+    return half_masked(small)
 
 
 @pytest.mark.parametrize("changes", SHAPES)
@@ -288,18 +202,6 @@ GENERATION_SHAPES = [
 ]
 
 
-def generate(model: str, decoding: str) -> list[tuple[int, ...]]:
-    """Greedy answers of the engine to two questions at once."""
-    config: dict[str, Any] = {"decoding": decoding, "max_num_seqs": 4, "num_pages": 24}
-    llm = LLM(model=model, device="cpu", focus_adaptive=False, **config)
-    messages = [
-        [{"role": "user", "content": "Tom has 3 apples and buys 4 more. How many are there now?"}],
-        [{"role": "user", "content": "Sort these numbers: 7, 2, 9, 4."}],
-    ]
-    params = SamplingParams(max_tokens=64, temperature=0.0)
-    return [tuple(o.outputs[0].token_ids) for o in llm.chat(messages, params, use_tqdm=False)]
-
-
 @pytest.mark.parametrize("changes", GENERATION_SHAPES)
 def test_generations_through_the_engine_are_equal(tmp_path: Path, changes: dict[str, Any]) -> None:
     small = load_model("sdar-tiny", device="cpu", dtype=torch.float32)
@@ -307,7 +209,7 @@ def test_generations_through_the_engine_are_equal(tmp_path: Path, changes: dict[
     write_checkpoint(large, tmp_path / "large")
     for decoding in ("block", "focus"):
         wanted = generate("sdar-tiny", decoding)
-        assert all(len(ids) > 4 for ids in wanted)
+        assert all(len(answer.token_ids) > 4 for answer in wanted)
         assert generate(str(tmp_path / "large"), decoding) == wanted
 
 
