@@ -11,6 +11,8 @@ them. The *roofline fraction* is that time over the measured one:
   rest at the retained ones; prefill at both; the head at the rows that needed logits;
 - each product at the best rows per second that it reaches at any size, or, where that is slower,
   in the time to read its weights once;
+- of experts, the weights of those that the mean step's tokens go through: as many as were counted
+  for the report, or as chance says;
 - keys and values read once per layer and row. Everything else is free.
 
 The *own fraction* takes each product as fast as the library runs it at that size instead. What is
@@ -26,25 +28,23 @@ import platform
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
-from focus_ray.benchmarks.expand import SHAPES
 from focus_ray.benchmarks.roofline_bound import Ceilings, Roofline, roofline_of
 from focus_ray.benchmarks.roofline_counts import Recorded, read_json, read_runs
-from focus_ray.benchmarks.roofline_products import (
-    Product,
-    ProductTimes,
-    measure_products,
-    products_of,
-)
+from focus_ray.benchmarks.roofline_layers import Product, products_of
+from focus_ray.benchmarks.roofline_products import ProductTimes, measure_products
 from focus_ray.benchmarks.roofline_tables import print_ceilings, print_rooflines
 from focus_ray.benchmarks.sdar_step import QUICK_CONFIG
+from focus_ray.benchmarks.shapes import SHAPES
 from focus_ray.benchmarks.timing import Timer, measure_ceilings
-from focus_ray.models.sdar import SdarConfig
+from focus_ray.errors import FocusRayError
+from focus_ray.models.decoder import DecoderConfig
+from focus_ray.models.registry import model_class
 
 COPY_BYTES, MATMUL_SIZE = 1 << 30, 8192
 QUICK_ROWS = (1, 4, 16)
@@ -84,7 +84,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--shape",
         default="sdar-8b",
-        help=f"{', '.join(SHAPES)}, or a config.json of SDAR; default sdar-8b",
+        help=f"{', '.join(SHAPES)}, or a config.json; default sdar-8b",
     )
     parser.add_argument("--run", type=Path, help="JSON of throughput.py to be judged")
     parser.add_argument(
@@ -111,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise ValueError("limits are those of a GPU, and there is none; give --ceilings FILE")
         if recorded is not None and not args.quick:
             require_same(recorded, args.shape, measured.device)
-    except (OSError, ValueError) as error:
+    except (FocusRayError, OSError, ValueError) as error:
         raise SystemExit(str(error)) from error
     runs = recorded.runs if recorded is not None else []
     rooflines = [roofline_of(run, config, measured.ceilings) for run in runs]
@@ -133,11 +133,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         console.print(f"written to {args.json}")
 
 
-def shape_config(name: str) -> SdarConfig:
+def shape_config(name: str) -> DecoderConfig:
     """One of ``SHAPES``, or what a file says.
 
     Raises:
         ValueError: it is neither.
+        CheckpointError: the file is of an architecture that is not supported.
     """
     if name.lower() in SHAPES:
         return SHAPES[name.lower()]
@@ -147,7 +148,10 @@ def shape_config(name: str) -> SdarConfig:
     found = read_json(path)
     if not isinstance(found, dict):
         raise ValueError(f"--shape {name} holds no object; give a config.json")
-    return SdarConfig.from_published(found)
+    _, model_cls = model_class(found.get("architectures"))
+    config = model_cls.config_class.from_published(found)
+    assert isinstance(config, DecoderConfig)
+    return config
 
 
 def require_same(recorded: Recorded, shape: str, device: str) -> None:
@@ -166,7 +170,7 @@ def require_same(recorded: Recorded, shape: str, device: str) -> None:
 
 
 @torch.inference_mode()
-def measure(config: SdarConfig, *, quick: bool = False) -> Measured:
+def measure(config: DecoderConfig, *, quick: bool = False) -> Measured:
     """Take the limits of this device, in bfloat16; ``quick``: tiny ones of the CPU."""
     products = products_of(config)
     if quick:
@@ -186,7 +190,7 @@ def measure(config: SdarConfig, *, quick: bool = False) -> Measured:
     return Measured(name, general.matmul_flops_per_s, ceilings)
 
 
-def read_ceilings(path: Path, config: SdarConfig) -> Measured:
+def read_ceilings(path: Path, config: DecoderConfig) -> Measured:
     """What an earlier call wrote.
 
     Raises:
@@ -196,7 +200,7 @@ def read_ceilings(path: Path, config: SdarConfig) -> Measured:
     try:
         times = {
             each["name"]: ProductTimes(
-                Product(each["name"], each["inner"], each["columns"]),
+                Product(**{f.name: each[f.name] for f in fields(Product) if f.name in each}),
                 tuple((int(rows), float(seconds)) for rows, seconds in each["points"]),
             )
             for each in found["products"]

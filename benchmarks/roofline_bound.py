@@ -1,8 +1,9 @@
 """What the tokens of a run would have cost at the device's ceiling.
 
 Counted are the products with the model's weights, the reading of these weights, and the reading of
-keys and values. Everything else a step does is taken to be free: norms, rotations, the writing of
-keys and values, the arithmetic of attention, the choice of tokens, the host.
+keys and values; of experts, the weights of those that some token goes through. Everything else a
+step does is taken to be free: norms, rotations, the writing of keys and values, the arithmetic of
+attention, the choice of experts and of tokens, the host.
 """
 
 from __future__ import annotations
@@ -11,10 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from focus_ray.benchmarks.roofline_counts import RunCounts
+from focus_ray.benchmarks.roofline_layers import Touched, layer_products
 from focus_ray.benchmarks.roofline_products import ProductTimes
-from focus_ray.models.sdar import SdarConfig
-
-LAYER = ("qkv", "o", "gate_up", "down")
+from focus_ray.models.decoder import DecoderConfig
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,16 @@ class Ceilings:
         streamed = (p.weights_per_s(self.itemsize) for p in self.products.values())
         return max(self.copy_bytes_per_s, *streamed)
 
-    def seconds(self, name: str, rows: float) -> float:
+    def seconds(self, name: str, rows: float, touched: Touched = ()) -> float:
         """A product at the ceiling: its arithmetic at its best rate, or its weights read once."""
         if not rows:
             return 0.0
-        times = self.products[name]
-        read_s = times.product.weight_bytes(self.itemsize) / self.bytes_per_s
-        return max(rows / times.rows_per_s, read_s)
+        return max(rows / self.products[name].rows_per_s, self.read_seconds(name, rows, touched))
+
+    def read_seconds(self, name: str, rows: float, touched: Touched = ()) -> float:
+        """The reading of the weights that so many rows need, once."""
+        product = self.products[name].product
+        return product.bytes_read(rows, self.itemsize, touched) / self.bytes_per_s
 
     def own_seconds(self, name: str, rows: float) -> float:
         """The same product as the library runs it at this number of rows."""
@@ -85,35 +88,35 @@ class Roofline:
 
     @property
     def step_per_weights(self) -> float:
-        """Time of a step over that of reading all weights once: what counts at concurrency 1."""
+        """Time of a step over that of reading its weights once: what counts at concurrency 1."""
         return self.step_s / self.weights_s
 
 
-def roofline_of(run: RunCounts, config: SdarConfig, ceilings: Ceilings) -> Roofline:
+def roofline_of(run: RunCounts, config: DecoderConfig, ceilings: Ceilings) -> Roofline:
     """Add up the mean step of ``run``."""
     whole = (run.processed_tokens + run.prefill_tokens) / run.steps
     retained = (run.retained_tokens + run.prefill_tokens) / run.steps
     head_rows = run.logit_rows / run.steps
+    touched = run.experts_touched
     # Rows of each product: layer 0, layer 1 up to its keys and values, and all the rest.
-    others = config.num_hidden_layers - 2
-    rows = [(name, 1, whole) for name in LAYER]
-    rows += [("qkv", 1, whole)] + [(name, 1, retained) for name in LAYER[1:]]
-    rows += [(name, others, retained) for name in LAYER]
+    rows = [
+        (name, whole if layer == 0 or (layer == 1 and name == "qkv") else retained)
+        for layer, names in enumerate(layer_products(config))
+        for name in names
+    ]
     positions = run.kv_positions_read / run.steps
     kv_bytes = 2 * config.num_key_value_heads * config.head_dim * ceilings.itemsize
-    layer_weights = sum(
-        ceilings.products[name].product.weight_bytes(ceilings.itemsize) for name in LAYER
-    )
-    head_weights = ceilings.products["head"].product.weight_bytes(ceilings.itemsize)
-    weights = config.num_hidden_layers * layer_weights + head_weights
+    has_experts = any(times.product.num_weights > 1 for times in ceilings.products.values())
+    by_chance = ("experts are chosen by chance",) if has_experts and not touched else ()
     return Roofline(
         label=run.label,
         step_s=run.wall_s / run.steps,
-        layers_s=sum(count * ceilings.seconds(name, n) for name, count, n in rows),
+        layers_s=sum(ceilings.seconds(name, n, touched) for name, n in rows),
         head_s=ceilings.seconds("head", head_rows),
         kv_s=config.num_hidden_layers * positions * kv_bytes / ceilings.bytes_per_s,
-        own_products_s=sum(count * ceilings.own_seconds(name, n) for name, count, n in rows)
+        own_products_s=sum(ceilings.own_seconds(name, n) for name, n in rows)
         + ceilings.own_seconds("head", head_rows),
-        weights_s=weights / ceilings.bytes_per_s,
-        assumed=run.assumed,
+        weights_s=sum(ceilings.read_seconds(name, n, touched) for name, n in rows)
+        + ceilings.read_seconds("head", head_rows),
+        assumed=(*run.assumed, *by_chance),
     )

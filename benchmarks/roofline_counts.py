@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ class RunCounts:
         kv_positions_read: summed over steps and rows, how many KV positions a row's queries see;
             every layer reads these. What prefill reads may be missing from it.
         assumed: what the record does not say, and what was taken instead.
+        experts_touched: by tokens of a step, as ``expert_load.py`` counts it; empty: not counted.
     """
 
     label: str
@@ -37,6 +38,7 @@ class RunCounts:
     logit_rows: float
     kv_positions_read: float
     assumed: tuple[str, ...] = ()
+    experts_touched: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,10 @@ def read_runs(path: Path) -> Recorded:
             f"none of the {len(rows)} rows of {path} has {', '.join(REQUIRED)}; "
             "measure again with throughput.py --json"
         )
+    experts = report.get("experts")
+    if isinstance(experts, dict):
+        touched = tuple((int(size), float(count)) for size, count in experts["touched"])
+        runs = [replace(run, experts_touched=touched) for run in runs]
     model = report.get("model")
     shape = model.get("shape") if isinstance(model, dict) else None
     return Recorded(runs, shape, report.get("device"))

@@ -3,10 +3,13 @@
 Weights are read from memory, as in a step, and not from a cache: a recording goes through as many
 copies of a weight as no cache holds. All sizes take turns, on a device that is warm, so that none
 is measured at a better clock than the others.
+
+Experts are a batched product of so many as the rows touch by chance, the rows spread evenly.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from bisect import bisect_left
@@ -16,8 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from focus_ray.benchmarks.roofline_layers import Product
 from focus_ray.benchmarks.timing import FLUSH_BYTES
-from focus_ray.models.sdar import SdarConfig
 
 ROWS = tuple(
     rows
@@ -32,36 +35,6 @@ MOST_HEAD_ROWS = 4096
 ROUNDS = 7
 WARM_UP_S = 1.0
 MOST_COPIES = 16
-
-
-@dataclass(frozen=True)
-class Product:
-    """``[rows, inner] @ [inner, columns]``; ``columns`` are the weight's rows, as in a linear."""
-
-    name: str
-    inner: int
-    columns: int
-
-    @property
-    def flops_per_row(self) -> int:
-        return 2 * self.inner * self.columns
-
-    def weight_bytes(self, itemsize: int) -> int:
-        return self.inner * self.columns * itemsize
-
-
-def products_of(config: SdarConfig) -> list[Product]:
-    """Four of every layer, with projections of equal inputs fused, and the head."""
-    queries = config.num_attention_heads * config.head_dim
-    keys = config.num_key_value_heads * config.head_dim
-    width, inner = config.hidden_size, config.intermediate_size
-    return [
-        Product("qkv", width, queries + 2 * keys),
-        Product("o", queries, width),
-        Product("gate_up", width, 2 * inner),
-        Product("down", inner, width),
-        Product("head", width, config.vocab_size),
-    ]
 
 
 @dataclass(frozen=True)
@@ -86,8 +59,9 @@ class ProductTimes:
 
     def weights_per_s(self, itemsize: int) -> float:
         """Bytes of weight per second with one row, or where that is best."""
-        fastest = min(seconds for _, seconds in self.points)
-        return self.product.weight_bytes(itemsize) / fastest
+        return max(
+            self.product.bytes_read(rows, itemsize) / seconds for rows, seconds in self.points
+        )
 
     def seconds(self, rows: float) -> float:
         """At some number of rows, or padded up to more where that is faster.
@@ -113,7 +87,7 @@ class _Size:
     product: Product
     rows: int
     run: Callable[[], None]
-    weights: Tensor
+    num_weights: int
 
 
 def measure_products(
@@ -128,23 +102,29 @@ def measure_products(
     """Median of every product at every number of rows, with random data."""
     generator = torch.Generator(device).manual_seed(0)
     recorded: list[_Size] = []
-    room = max(max(rows) * max(p.inner for p in products), 1)
-    given = torch.randn(room, generator=generator, device=device).to(dtype)
-    out = given.new_empty(max(size * p.columns for p in products for size in _rows(p, rows)))
+    sizes = [(product, size) for product in products for size in _rows(product, rows)]
+    room = max(math.prod(_batch(product, size)) * product.inner for product, size in sizes)
+    given = torch.randn(room, generator=generator, device=device, dtype=dtype)
+    room = max(math.prod(_batch(product, size)) * product.columns for product, size in sizes)
+    out = given.new_empty(room)
     for product in products:
-        copies = -(-flush_bytes // product.weight_bytes(dtype.itemsize))
-        shape = (min(MOST_COPIES, copies), product.columns, product.inner)
-        weights = torch.randn(shape, generator=generator, device=device, dtype=dtype) * 0.02
+        copies = min(MOST_COPIES, -(-flush_bytes // product.weight_bytes(dtype.itemsize)))
+        shape = (copies, product.num_weights, product.columns, product.inner)
+        weights = torch.empty(shape, device=device, dtype=dtype)
+        weights.normal_(0.0, 0.02, generator=generator)
         for size in _rows(product, rows):
-            x_MK = given[: size * product.inner].view(size, product.inner)
-            y_MN = out[: size * product.columns].view(size, product.columns)
-            run = _recorded(x_MK, weights, y_MN)
-            recorded.append(_Size(product, size, run, weights))
+            batch = _batch(product, size)
+            x_BMK = given[: math.prod(batch) * product.inner].view(*batch, product.inner)
+            y_BMN = out[: math.prod(batch) * product.columns].view(*batch, product.columns)
+            # Whole sets of so many experts, each of which is read once.
+            sets = [one for copy in weights for one in copy.split(batch[0]) if len(one) == batch[0]]
+            run = _recorded(x_BMK, sets[:MOST_COPIES], y_BMN)
+            recorded.append(_Size(product, size, run, len(sets[:MOST_COPIES])))
     _warm_up(device, recorded)
     times: dict[tuple[str, int], list[float]] = {}
     for _ in range(rounds):
         for each in recorded:
-            seconds = _seconds(each.run, device) / len(each.weights)
+            seconds = _seconds(each.run, device) / each.num_weights
             times.setdefault((each.product.name, each.rows), []).append(seconds)
     return [
         ProductTimes(
@@ -160,17 +140,26 @@ def _rows(product: Product, rows: Sequence[int]) -> list[int]:
     return [size for size in rows if size <= most]
 
 
-def _recorded(x_MK: Tensor, weights: Tensor, y_MN: Tensor) -> Callable[[], None]:
+def _batch(product: Product, rows: int) -> tuple[int, int]:
+    """How many weights take part, and with how many rows each."""
+    num_weights = round(product.weights_read(rows))
+    return num_weights, -(-rows * product.num_chosen // num_weights)
+
+
+def _recorded(x_BMK: Tensor, weights: Sequence[Tensor], y_BMN: Tensor) -> Callable[[], None]:
     """One product with each copy of the weight; a replay of it, on a GPU."""
 
     def run() -> None:
-        for weight_NK in weights:
-            torch.mm(x_MK, weight_NK.T, out=y_MN)
+        for weight_BNK in weights:
+            if len(weight_BNK) == 1:
+                torch.mm(x_BMK[0], weight_BNK[0].T, out=y_BMN[0])
+            else:
+                torch.bmm(x_BMK, weight_BNK.mT, out=y_BMN)
 
     run()
-    if x_MK.device.type == "cpu":
+    if x_BMK.device.type == "cpu":
         return run
-    torch.cuda.synchronize(x_MK.device)
+    torch.cuda.synchronize(x_BMK.device)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         run()

@@ -6,16 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from focus_ray.benchmarks.expand import SHAPES
 from focus_ray.benchmarks.roofline import main, require_same, shape_config
 from focus_ray.benchmarks.roofline_bound import Ceilings, roofline_of
 from focus_ray.benchmarks.roofline_counts import counts_of, read_runs
-from focus_ray.benchmarks.roofline_products import (
-    ROWS,
-    Product,
-    ProductTimes,
-    products_of,
-)
+from focus_ray.benchmarks.roofline_layers import Product, products_of
+from focus_ray.benchmarks.roofline_products import ROWS, ProductTimes
+from focus_ray.benchmarks.shapes import SHAPES
 from focus_ray.models.sdar import SdarConfig
 
 CONFIG = SdarConfig(
