@@ -7,7 +7,8 @@ A closed loop in process, after the protocol of the FOCUS paper (arXiv 2601.2327
 in flight, each replaced when it ends, answers decoded greedily to their natural end. All modes get
 the same prompts. Every run has figures of the whole of it and of its steady stretch, from when as
 many requests have finished as there are places to the last step with all places taken; tables and
-plot show the latter (see ``closed_loop.py``). One loaded model serves all runs.
+plot show the latter (see ``closed_loop.py``). One loaded model serves all runs. If it has experts,
+the report says first how many of them the tokens of a step go through.
 
 A fixed rate of two tokens a step, for comparison with other engines at any shape:
 
@@ -34,6 +35,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from focus_ray.benchmarks.closed_loop import ClosedLoop, LoopProgress
+from focus_ray.benchmarks.expert_load import count_experts
 from focus_ray.benchmarks.profile_step import StepProfile, profile_engine
 from focus_ray.benchmarks.scores import scores_of
 from focus_ray.benchmarks.settings import engine_fields
@@ -97,7 +99,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         facts = {
             "command": shlex.join(["python", "benchmarks/throughput.py", *command]),
             **describe(args, loaded, prompts),
+            "experts": None,
         }
+        with console.status("counting experts"):
+            load_of_experts = count_experts(loaded, prompts)
+        if load_of_experts is not None:
+            facts["experts"] = load_of_experts.as_json()
+            console.print(load_of_experts.summary())
         for row in measure_all(args, loaded, prompts, console):
             rows.append(row)
             comparisons = compare(rows, loaded.spec.num_layers)

@@ -12,7 +12,11 @@ from typing import Any
 import pytest
 
 from focus_ray.benchmarks import throughput
+from focus_ray.benchmarks.roofline_bound import Ceilings, roofline_of
 from focus_ray.benchmarks.roofline_counts import read_runs
+from focus_ray.benchmarks.roofline_layers import products_of
+from focus_ray.benchmarks.roofline_products import ProductTimes
+from focus_ray.benchmarks.shapes import LLADA2_MINI, SHAPES
 from focus_ray.benchmarks.throughput_flags import parse_arguments
 from focus_ray.benchmarks.throughput_rows import (
     Row,
@@ -73,6 +77,44 @@ def test_a_real_run_reports_everything(
         f"{mode} x {n}" for mode in ("block@0.8", "focus@0.8") for n in (1, 2)
     }
     assert not any(r.assumed for r in runs)
+
+
+def test_a_shape_with_experts_is_measured_and_its_experts_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy = LLADA2_MINI.model_copy(
+        update={
+            "vocab_size": 4100,
+            "hidden_size": 321,
+            "num_hidden_layers": 12,
+            "intermediate_size": 768,
+            "moe_intermediate_size": 256,
+            "num_shared_experts": 2,
+            "num_experts": 8,
+            "num_experts_per_tok": 2,
+            "n_group": 2,
+            "topk_group": 1,
+        }
+    )
+    monkeypatch.setitem(SHAPES, "toy", toy)
+    report = tmp_path / "t.json"
+    throughput.main(
+        [
+            *("--shape", "toy", "--device", "cpu", "--mode", "focus@0.8", "--concurrency", "2"),
+            *("--num-prompts", "2", "--num-warmups", "0", "--input-len", "40"),
+            *("--output-len", "32", "--kv-cache-memory-bytes", str(2**26), "--json", str(report)),
+        ]
+    )
+    assert "of 8 experts a layer" in capsys.readouterr().out
+    found = json.loads(report.read_text())
+    assert found["model"]["shape"] == "toy" and found["model"]["weights"] == "expanded"
+    assert len(found["experts"]["least_share"]) == 11
+    assert sum(found["rows"][0]["finish_reasons"].values()) == 2
+    run = read_runs(report).runs[0]
+    assert run.experts_touched[0] == (1, 2.0)
+    times = {product.name: ProductTimes(product, ((1, 1e-6),)) for product in products_of(toy)}
+    judged = roofline_of(run, toy, Ceilings(1e12, times, itemsize=4))
+    assert judged.assumed == () and 0 < judged.fraction < 1
 
 
 def test_an_interrupted_run_keeps_what_was_measured(
