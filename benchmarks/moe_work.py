@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from focus_ray.benchmarks.shapes import LLADA2_FLASH, LLADA2_MINI, SDAR_30B_A3B
 from focus_ray.kernels.routing import (
     Routing,
     route_by_softmax,
@@ -17,6 +18,8 @@ from focus_ray.kernels.routing import (
     route_within_groups,
     route_within_groups_reference,
 )
+from focus_ray.models.llada2 import Llada2Config
+from focus_ray.models.sdar_moe import SdarMoeConfig
 
 SCALING = 2.5
 
@@ -34,12 +37,25 @@ class MoeShape:
     num_chosen_groups: int = 1
 
 
+def sparse_layer(name: str, config: SdarMoeConfig | Llada2Config) -> MoeShape:
+    """That of a model."""
+    groups = (config.n_group, config.topk_group) if isinstance(config, Llada2Config) else (1, 1)
+    return MoeShape(
+        name,
+        config.hidden_size,
+        config.moe_intermediate_size,
+        config.num_experts,
+        config.num_experts_per_tok,
+        *groups,
+    )
+
+
 SHAPES = {
-    shape.name: shape
-    for shape in (
-        MoeShape("llada2.0-mini", 2048, 512, 256, 8, 8, 4),
-        MoeShape("sdar-30b-a3b", 2048, 768, 128, 8),
-        MoeShape("llada2.0-flash", 4096, 1024, 256, 8, 8, 4),
+    name: sparse_layer(name, config)
+    for name, config in (
+        ("llada2.0-mini", LLADA2_MINI),
+        ("sdar-30b-a3b", SDAR_30B_A3B),
+        ("llada2.0-flash", LLADA2_FLASH),
     )
 }
 # Of a size at which the script itself can be looked at on a CPU.

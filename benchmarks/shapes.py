@@ -1,4 +1,4 @@
-"""The published shapes that ``--shape`` names."""
+"""The published shapes; those that ``--shape`` names fit on one GPU."""
 
 from __future__ import annotations
 
@@ -70,6 +70,15 @@ LLADA2_MINI = Llada2Config(
     tie_word_embeddings=False,
     max_position_embeddings=32768,
     dtype="bfloat16",
+)
+LLADA2_FLASH = LLADA2_MINI.model_copy(
+    update={
+        "hidden_size": 4096,
+        "intermediate_size": 9216,
+        "moe_intermediate_size": 1024,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+    }
 )
 SHAPES: dict[str, DecoderConfig] = {
     "sdar-1.7b": SDAR_1_7B,

@@ -29,6 +29,7 @@ class Choosing:
         vocab_size: width of the logits, those of all ranks together.
 
     Attributes:
+        vocab_size: as given.
         token_MB, confidence_MB, logprob_MB: int64 and float32, what each retained open position
             would take; any value elsewhere.
         chosen_MB: bool, what the step decoded.
@@ -40,7 +41,7 @@ class Choosing:
         self._model = model
         self._state = state
         self._rows = rows
-        self._vocab_size = vocab_size
+        self.vocab_size = vocab_size
         shape = (state.num_slots, state.block_length)
         self.num_places = shape[0] * shape[1]
 
@@ -66,11 +67,11 @@ class Choosing:
         Returns:
             Ids and log probabilities of the best alternatives, ``[M, B, K]``, when asked for.
         """
-        num_top = min(plan.num_top_logprobs or 0, self._vocab_size)
+        num_top = min(plan.num_top_logprobs or 0, self.vocab_size)
         shape = (len(self._token_P), num_top)
         top_id_PK = self._token_P.new_zeros(shape) if num_top else None
         top_logprob_PK = self._logprob_P.new_zeros(shape) if num_top else None
-        at_once = max(1, LOGITS_BYTES // (hidden_RD.itemsize * self._vocab_size))
+        at_once = max(1, LOGITS_BYTES // (hidden_RD.itemsize * self.vocab_size))
         for rows, places in zip(row_Q.split(at_once), place_Q.split(at_once), strict=True):
             logits_QV = self._model.compute_logits(hidden_RD[rows])
             choice = choose_tokens(

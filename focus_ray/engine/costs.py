@@ -9,6 +9,7 @@ from functools import partial
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from focus_ray.engine.adaptive import StepCosts
 from focus_ray.engine.plan import BlockSnapshot, PrefillChunk, SlotStart, StepPlan
@@ -28,8 +29,10 @@ def measure_costs(runner: Runner) -> StepCosts:
 
     Every sequence has one; the blocks behind those of all sequences are prefill.
 
-    Contexts are short: attention to what lies before the block costs the same whether or not a
-    step evicts. Of the tokens that reach the tail, half are taken to be masked.
+    Tokens differ, as those of texts do: many that are alike would all go to the same few experts of
+    a mixture, and cost too little. Contexts are short: attention to what lies before the block
+    costs the same whether or not a step evicts. Of the tokens that reach the tail, half are taken
+    to be masked.
     """
     policy, parts, passes = runner.policy, runner.parts, runner.parts.passes
     device = runner.state.device
@@ -61,17 +64,19 @@ def measure_costs(runner: Runner) -> StepCosts:
 
 def _blocks(runner: Runner, count: int) -> StepPlan:
     num_slots, length = runner.state.num_slots, runner.state.block_length
-    chunk = PrefillChunk(0, 0, np.zeros(length, np.int32))
-    prefill = [chunk] * max(count - num_slots, 0)
-    starts = [_start(runner, slot) for slot in range(min(count, num_slots))]
+    ids_NB = np.random.default_rng(0).integers(
+        runner.vocab_size, size=(count, length), dtype=np.int32
+    )
+    starts = [_start(runner, slot, ids_B) for slot, ids_B in enumerate(ids_NB[:num_slots])]
+    prefill = [PrefillChunk(0, 0, ids_B) for ids_B in ids_NB[num_slots:]]
     return StepPlan(starts=starts, prefill=prefill)
 
 
-def _start(runner: Runner, slot: int) -> SlotStart:
+def _start(runner: Runner, slot: int, ids_B: NDArray[np.int32]) -> SlotStart:
     """A sequence at its beginning; all share one page, whose values mean nothing."""
-    length = runner.state.block_length
+    length = len(ids_B)
     block = BlockSnapshot(
-        np.full(length, runner.state.mask_token_id, np.int32),
+        ids_B,
         np.zeros(length, np.bool_),
         np.zeros(length, np.float32),
         0,

@@ -96,6 +96,11 @@ class Runner:
         self._counts_MC = np.zeros((state.num_slots, len(COUNTS)), np.int32)
 
     @property
+    def vocab_size(self) -> int:
+        """Ids that a token may have."""
+        return self.parts.choosing.vocab_size
+
+    @property
     def waited_s(self) -> float:
         """Seconds that the host has waited for the device, in total."""
         return self._copies.waited_s

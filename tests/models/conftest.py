@@ -10,9 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from focus_ray.models.kv_cache import KVCache
-from focus_ray.models.loading import LoadedModel
+from focus_ray.models.loading import LoadedModel, load_model
 from focus_ray.models.step import StepTensors
 
 SDAR = Path(__file__).parents[1] / "golden" / "models" / "sdar"
@@ -60,6 +61,29 @@ def write_checkpoint(tmp_path: Path) -> WriteCheckpoint:
 def run_prompts() -> Callable[..., list[Tensor]]:
     """Logits of several sequences, run block-causally in one ragged step."""
     return block_causal_logits
+
+
+@pytest.fixture
+def worst_error() -> Callable[[PreTrainedModel, Path, int], float]:
+    """Of a checkpoint's logits against transformers' of the same weights under a block mask.
+
+    Relative to the largest logit.
+    """
+
+    def worst_error(reference: PreTrainedModel, folder: Path, block_length: int) -> float:
+        prompt_T = torch.randint(0, 256, (70,))
+        block_T = torch.arange(len(prompt_T)) // block_length
+        sees_TT = block_T[:, None] >= block_T[None, :]
+        assert not sees_TT.all(), "the mask must matter"
+        bias_TT = torch.zeros(sees_TT.shape).masked_fill(~sees_TT, torch.finfo(torch.float32).min)
+        with torch.inference_mode():
+            masked = {"attention_mask": bias_TT[None, None], "use_cache": False}
+            expected_TV = reference(prompt_T[None], **masked).logits[0]
+        loaded = load_model(str(folder), device="cpu", block_length=block_length)
+        (logits_TV,) = block_causal_logits(loaded, [prompt_T], block_length)
+        return float((logits_TV - expected_TV).abs().max() / expected_TV.abs().max())
+
+    return worst_error
 
 
 def block_causal_logits(
