@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from focus_ray.sampling import MAX_POST_STEPS, Unmasking
 
@@ -35,6 +43,20 @@ class EngineConfig(BaseModel):
         "auto", description="auto: the checkpoint's on a GPU, float32 on a CPU."
     )
     seed: int = Field(0, description="Source of the seeds of requests that bring none.")
+
+    tensor_parallel_size: PositiveInt = Field(
+        1, description="GPUs, or on a CPU processes, that share the model."
+    )
+    rank_timeout_s: PositiveFloat = Field(
+        60.0,
+        description="Tensor parallel: seconds that a step may take before the engine gives up, as "
+        "a rank must hang.",
+    )
+    check_ranks_every: NonNegativeInt = Field(
+        0,
+        description="Tensor parallel: in every so many steps compare what the ranks hold, and stop "
+        "with what differs; for debugging. 0: never.",
+    )
 
     max_model_len: PositiveInt | None = Field(
         None, description="Prompt plus output, tokens; None: the checkpoint's limit."

@@ -43,6 +43,7 @@ class SyncEngine(Protocol):
     def has_unfinished(self) -> bool: ...
     def step(self) -> list[TokenDelta]: ...
     def load(self) -> EngineLoad: ...
+    def close(self) -> None: ...
 
 
 class LLM:
@@ -135,7 +136,9 @@ class LLM:
 
     def close(self) -> None:
         """Let go of the model and its memory; the object is of no use afterwards."""
-        self._open_engine = None
+        engine, self._open_engine = self._open_engine, None
+        if engine is not None:
+            engine.close()
 
     def __enter__(self) -> Self:
         return self

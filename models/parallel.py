@@ -7,12 +7,35 @@ Collective calls must be made by all ranks in the same order, and give all of th
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import timedelta
 from itertools import accumulate
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+CPU = torch.device("cpu")
+
+PATIENCE = timedelta(hours=1)
+"""How long a collective call may wait for a rank. Whoever drives the ranks sees sooner that one of
+them is gone or hangs, and ends them; how long loading may take, nobody knows."""
+
+
+class Group(Protocol):
+    """The part of a process group of ``torch.distributed`` that is used here."""
+
+    def allreduce(self, tensors: list[Tensor]) -> Any: ...
+    def allgather(self, outputs: list[list[Tensor]], inputs: list[Tensor]) -> Any: ...
+    def abort(self) -> None: ...
+
+
+class Meeting(Protocol):
+    """Where ranks meet: a ``TCPStore`` of ``torch.distributed``."""
+
+    @property
+    def port(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -74,12 +97,14 @@ class Shards:
     Args:
         rank: 0 to ``size - 1``.
         size: ranks.
-        group: over which they exchange tensors of the model's device; None: ``size`` is 1.
+        group: over which they exchange tensors; None: ``size`` is 1.
+        device: where exchanged tensors lie.
     """
 
     rank: int = 0
     size: int = 1
-    group: dist.ProcessGroup | None = None
+    group: Group | None = None
+    device: torch.device = field(default=CPU)
 
     def part(self, whole: int) -> Part:
         """This rank's even part of ``whole``; of fewer than ranks, neighbours hold the same one.
@@ -92,34 +117,83 @@ class Shards:
 
     def add_up(self, x: Tensor) -> Tensor:
         """``x`` itself, contiguous, in place now the sum over all ranks, the same bits on each."""
-        if self.size > 1 and x.numel():
-            dist.all_reduce(x, group=self.group)
+        if self.group is not None and x.numel():  # gloo takes nothing that is empty
+            self.group.allreduce([x]).wait()
         return x
 
     def gather(self, x: Tensor) -> Tensor:
         """``[size, ...]``: the ``x`` of every rank, contiguous and of one shape, in their order."""
-        if self.size == 1:
+        if self.group is None:
             return x[None]
         out = x.new_empty(self.size, *x.shape)
         if x.numel():
-            dist.all_gather(list(out.unbind()), x, group=self.group)
+            self.group.allgather([list(out.unbind())], [x]).wait()
         return out
 
     def least(self, value: int) -> int:
         """The smallest of the ranks' values. Waits for the device."""
-        values = self.gather(torch.tensor([value], device=self._device()))
-        return int(values.min())
+        return int(self._values(value).min())
 
     def of_first(self, value: int) -> int:
         """The value of rank 0. Waits for the device."""
-        return int(self.gather(torch.tensor([value], device=self._device()))[0])
+        return int(self._values(value)[0])
 
-    def _device(self) -> torch.device:
-        """Where the group exchanges tensors."""
-        if self.group is None or dist.get_backend(self.group) == "gloo":
-            return torch.device("cpu")
-        return torch.device("cuda", torch.cuda.current_device())
+    def abort(self) -> None:
+        """Let go of a collective call in which another thread waits for a rank that is gone."""
+        if self.group is not None:
+            self.group.abort()
+
+    def _values(self, value: int) -> Tensor:
+        return self.gather(torch.tensor(value, device=self.device))
 
 
 WHOLE = Shards()
 """One rank that holds everything."""
+
+
+def open_meeting(host: str, size: int) -> Meeting:
+    """Where ``size`` ranks meet, kept by this process; its ``port`` is what the others are told."""
+    return _store(host, 0, size, is_master=True)
+
+
+def find_meeting(host: str, port: int, size: int) -> Meeting:
+    """The place that another process has opened."""
+    return _store(host, port, size, is_master=False)
+
+
+def _store(host: str, port: int, size: int, *, is_master: bool) -> Meeting:
+    store: Meeting = dist.TCPStore(  # type: ignore[attr-defined]  # public, yet not in __all__
+        host, port, size, is_master, PATIENCE, wait_for_workers=False
+    )
+    return store
+
+
+def join(rank: int, size: int, *, meeting: Meeting, own_host: str, device: torch.device) -> Shards:
+    """Meet the other ranks; returns when all are there. NCCL on GPUs, gloo on CPUs.
+
+    The group belongs to nobody else: it is not the default one of ``torch.distributed``, which a
+    program that embeds an engine may use itself.
+
+    Args:
+        rank: 0 to ``size - 1``.
+        size: ranks.
+        meeting: the same for all.
+        own_host: under which the others reach this process.
+        device: of the model.
+    """
+    store: Any = meeting
+    group: Any  # neither class is known to have what it inherits from C++
+    if device.type == "cuda":
+        from torch.distributed.distributed_c10d import ProcessGroupNCCL
+
+        nccl = ProcessGroupNCCL.Options()
+        nccl._timeout = PATIENCE
+        group = ProcessGroupNCCL(store, rank, size, nccl)
+    else:
+        from torch.distributed.distributed_c10d import ProcessGroupGloo
+
+        gloo = ProcessGroupGloo._Options()  # type: ignore[attr-defined]  # nothing else sets _devices
+        gloo._timeout = PATIENCE
+        gloo._devices = [ProcessGroupGloo.create_device(hostname=own_host)]
+        group = ProcessGroupGloo(store, rank, size, gloo)
+    return Shards(rank, size, group, device)

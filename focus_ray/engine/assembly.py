@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
-
 from focus_ray.config import DEFAULT_CONFIDENCE_THRESHOLD, EngineConfig
 from focus_ray.engine.admission import RequestLimits
-from focus_ray.engine.build_runner import EVERY_WISH, build_runner, make_ready
 from focus_ray.engine.garbage import settle
-from focus_ray.engine.memory import count_pages
+from focus_ray.engine.local_ranks import LocalRanks
 from focus_ray.engine.pages import PagePool
 from focus_ray.engine.plan import StepPlan, StepResult
+from focus_ray.engine.rank import Rank, choose_device, make_rank
+from focus_ray.engine.ranked_runner import RankedRunner
+from focus_ray.engine.ranks import RankGroup
 from focus_ray.engine.scheduler import Scheduler, SchedulerLimits
-from focus_ray.engine.sizes import fit_context, resolve_sizes
 from focus_ray.engine.tokenizer import Tokenizer
 from focus_ray.models.checkpoint import resolve_checkpoint
-from focus_ray.models.kv_cache import bytes_per_page
-from focus_ray.models.loading import LoadedModel, load_model
+from focus_ray.models.loading import LoadedModel
 from focus_ray.models.spec import ModelSpec
 from focus_ray.sampling import SamplingParams
 
@@ -51,56 +48,47 @@ class EngineParts:
     limits: RequestLimits
     stop_token_ids: frozenset[int]
     tokenizer: Tokenizer | None
+    ranks: RankGroup | None = None
 
 
-def assemble(config: EngineConfig, loaded: LoadedModel | None = None) -> EngineParts:
+def assemble(
+    config: EngineConfig, loaded: LoadedModel | None = None, ranks: RankGroup | None = None
+) -> EngineParts:
     """Load the model and size everything around it.
 
     Args:
         loaded: a model that is on the device already, in place of ``config.model``.
+        ranks: how further ranks are started, if the configuration asks for some; None: as
+            processes of this machine.
 
     Raises:
         CheckpointError: the checkpoint cannot be loaded.
         ValueError: the configuration does not fit the checkpoint, the device or the memory.
+        EngineDead: another rank could not start; says which, and why.
     """
-    device = _device(config)
-    if loaded is None:
-        loaded = load_model(
-            config.model,
-            device=device,
-            dtype=_dtype(config, device),
-            block_length=config.block_length,
-            revision=config.revision,
-        )
-    spec = loaded.spec
-    sizes = resolve_sizes(config, spec, device.type)
-    num_kv_heads, head_dim = loaded.model.kv_shape
+    device = choose_device(config)
+    if config.tensor_parallel_size == 1:
+        rank = make_rank(config, device, loaded=loaded)
+        return _parts(config, rank, rank.runner, None)
+    if loaded is not None:
+        raise ValueError("a model that is loaded already is whole; set tensor_parallel_size 1")
+    ranks = ranks or LocalRanks(config)
+    try:
+        shards = ranks.start(device)
+        with ranks.guard():
+            rank = make_rank(config, device, shards)
+        ranks.wait_until_ready()
+        return _parts(config, rank, RankedRunner(rank.runner, ranks), ranks)
+    except BaseException:
+        ranks.close()
+        raise
 
-    def rehearse() -> Iterator[Callable[[], None]]:
-        runner = build_runner(
-            config, loaded, sizes, device, num_pages=1, max_model_len=sizes.longest
-        )
-        yield runner.rehearse_passes
-        yield lambda: runner.rehearse_choice(EVERY_WISH)
 
-    num_pages = count_pages(
-        config,
-        bytes_per_page=bytes_per_page(
-            num_layers=spec.num_layers,
-            page_size=sizes.page_size,
-            num_kv_heads=num_kv_heads,
-            head_dim=head_dim,
-            dtype=loaded.dtype,
-        ),
-        device=device,
-        rehearse=rehearse,
-    )
-    max_model_len = fit_context(config, sizes, num_pages)
-    tokenizer_path = resolve_checkpoint(config.tokenizer) if config.tokenizer else loaded.path
-    runner = build_runner(
-        config, loaded, sizes, device, num_pages=num_pages, max_model_len=max_model_len
-    )
-    make_ready(config, runner)
+def _parts(
+    config: EngineConfig, rank: Rank, runner: StepRunner, ranks: RankGroup | None
+) -> EngineParts:
+    spec, sizes = rank.loaded.spec, rank.sizes
+    tokenizer_path = resolve_checkpoint(config.tokenizer) if config.tokenizer else rank.loaded.path
     parts = EngineParts(
         scheduler=Scheduler(
             SchedulerLimits(
@@ -112,13 +100,13 @@ def assemble(config: EngineConfig, loaded: LoadedModel | None = None) -> EngineP
                 mask_token_id=spec.mask_token_id,
                 record_trace=config.record_trace,
             ),
-            PagePool(num_pages, sizes.page_size, config.enable_prefix_caching),
+            PagePool(rank.num_pages, sizes.page_size, config.enable_prefix_caching),
         ),
         runner=runner,
         limits=RequestLimits(
             vocab_size=spec.vocab_size,
             mask_token_id=spec.mask_token_id,
-            max_model_len=max_model_len,
+            max_model_len=rank.max_model_len,
             block_length=spec.block_length,
             whole_blocks=config.decoding == "block",
             max_completions=config.max_num_seqs + config.max_num_waiting,
@@ -126,24 +114,10 @@ def assemble(config: EngineConfig, loaded: LoadedModel | None = None) -> EngineP
         ),
         stop_token_ids=frozenset(spec.stop_token_ids),
         tokenizer=Tokenizer.from_path(tokenizer_path),
+        ranks=ranks,
     )
-    settle(runner)
+    settle(rank.runner)
     return parts
-
-
-def _device(config: EngineConfig) -> torch.device:
-    available = torch.cuda.is_available()
-    if config.device == "cuda" and not available:
-        raise ValueError("device is cuda, but torch sees no GPU here; use device=cpu or auto")
-    return torch.device("cuda" if available and config.device != "cpu" else "cpu")
-
-
-def _dtype(config: EngineConfig, device: torch.device) -> torch.dtype | None:
-    """None: as the checkpoint stores it."""
-    if config.dtype != "auto":
-        dtype: torch.dtype = getattr(torch, config.dtype)
-        return dtype
-    return torch.float32 if device.type == "cpu" else None
 
 
 def _default_params(config: EngineConfig, spec: ModelSpec) -> SamplingParams:

@@ -15,8 +15,10 @@ from concurrent.futures import Future
 from typing import TypeVar
 
 from focus_ray.config import EngineConfig
+from focus_ray.engine.assembly import assemble
 from focus_ray.engine.engine import Engine
 from focus_ray.engine.outputs import EngineLoad, GenerationRequest, TokenDelta
+from focus_ray.engine.ranks import RankGroup
 from focus_ray.errors import EngineDead
 
 logger = logging.getLogger(__name__)
@@ -89,9 +91,13 @@ class AsyncEngine:
         self._thread.start()
 
     @classmethod
-    def start(cls, config: EngineConfig) -> AsyncEngine:
-        """Load the model and start stepping; blocks until it is ready."""
-        return cls(Engine(config), config.model)
+    def start(cls, config: EngineConfig, ranks: RankGroup | None = None) -> AsyncEngine:
+        """Load the model and start stepping; blocks until it is ready.
+
+        Args:
+            ranks: how further ranks are started; None: as processes of this machine.
+        """
+        return cls(Engine(config, assemble(config, ranks=ranks)), config.model)
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenDelta, None]:
         """Stream the deltas of a request until each of its completions has finished.
@@ -141,7 +147,7 @@ class AsyncEngine:
         Raises:
             EngineDead: it stopped, or did not answer within ``timeout_s`` seconds.
         """
-        answer = asyncio.wrap_future(self._call(lambda: None))
+        answer = asyncio.wrap_future(self._call(self._engine.check))
         try:
             await asyncio.wait_for(answer, timeout_s)
         except TimeoutError:
@@ -182,7 +188,13 @@ class AsyncEngine:
             self._die(EngineDead("the engine was shut down"))
         except BaseException as error:
             logger.exception("the engine stopped after an internal error")
-            self._die(EngineDead(f"the engine stopped after {type(error).__name__}: {error}"))
+            self._die(
+                error
+                if isinstance(error, EngineDead)
+                else EngineDead(f"the engine stopped after {type(error).__name__}: {error}")
+            )
+        finally:
+            self._engine.close()
 
     def _run_commands(self, wait: bool = False) -> None:
         try:

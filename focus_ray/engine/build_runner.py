@@ -21,6 +21,7 @@ from focus_ray.engine.cuda_graphs import CudaGraphs
 from focus_ray.engine.passes import Passes
 from focus_ray.engine.plan import StepPlan
 from focus_ray.engine.policy import make_policy
+from focus_ray.engine.rank_check import RankCheck
 from focus_ray.engine.runner import Runner
 from focus_ray.engine.sizes import EngineSizes
 from focus_ray.engine.step_parts import StepParts
@@ -28,6 +29,7 @@ from focus_ray.kernels.rows import Rows
 from focus_ray.kernels.slot_words import SlotLayout
 from focus_ray.models.kv_cache import KVCache
 from focus_ray.models.loading import LoadedModel
+from focus_ray.models.parallel import Shards
 from focus_ray.sampling import MAX_LOGPROBS, MAX_STOP_TOKEN_IDS
 
 logger = logging.getLogger(__name__)
@@ -97,18 +99,31 @@ def build_runner(
         whole_blocks=policy.rule.whole_blocks,
     )
     diagnose_every = config.diagnose_recall_every if config.decoding == "focus" else 0
-    return Runner(state, cache, rows, parts, policy, diagnose_every=diagnose_every)
+    shards, compare_every = loaded.model.shards, config.check_ranks_every
+    return Runner(
+        state,
+        cache,
+        rows,
+        parts,
+        policy,
+        diagnose_every=diagnose_every,
+        rank_check=RankCheck(shards, compare_every) if compare_every else None,
+    )
 
 
-def make_ready(config: EngineConfig, runner: Runner) -> None:
-    """Record the steps of a runner, and measure what they cost where that decides anything."""
+def make_ready(config: EngineConfig, runner: Runner, shards: Shards) -> None:
+    """Record the steps of a runner, and measure what they cost where that decides anything.
+
+    Args:
+        shards: of its model; all ranks do this at the same time.
+    """
     on_gpu = runner.state.device.type == "cuda"
     adaptive = on_gpu if config.focus_adaptive is None else config.focus_adaptive
     adaptive = adaptive and runner.policy.evicts
     if on_gpu and not config.enforce_eager:
         runner.record(plain_too=adaptive)
     if adaptive:
-        costs = measure_costs(runner)
+        costs = measure_costs(runner, shards)
         logger.info("from %d tokens on, larger steps are hardly faster", saturation_tokens(costs))
         expected = BY_IMPORTANCE if runner.policy.by_importance else LEFTMOST
         runner.chooser = EvictionChooser(costs, expected=expected)

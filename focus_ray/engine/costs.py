@@ -15,6 +15,7 @@ from focus_ray.engine.adaptive import StepCosts
 from focus_ray.engine.plan import BlockSnapshot, PrefillChunk, SlotStart, StepPlan
 from focus_ray.engine.runner import Runner
 from focus_ray.engine.step_parts import PLAIN
+from focus_ray.models.parallel import WHOLE, Shards
 from focus_ray.sampling import SamplingParams
 
 REPEATS = 3
@@ -24,10 +25,11 @@ ENOUGH_S = 0.25
 
 
 @torch.inference_mode()
-def measure_costs(runner: Runner) -> StepCosts:
+def measure_costs(runner: Runner, shards: Shards = WHOLE) -> StepCosts:
     """Time head, tail and look with 1, 2, 4, ... whole blocks.
 
-    Every sequence has one; the blocks behind those of all sequences are prefill.
+    Every sequence has one; the blocks behind those of all sequences are prefill. All ranks measure
+    at the same time.
 
     Tokens differ, as those of texts do: many that are alike would all go to the same few experts of
     a mixture, and cost too little. Contexts are short: attention to what lies before the block
@@ -56,7 +58,7 @@ def measure_costs(runner: Runner) -> StepCosts:
         plain.append((tokens, seconds(partial(parts.head, size, False))))
         look = partial(parts.look, PLAIN, num_masked)
         tail.append((tokens, seconds(partial(parts.tail, size), look)))
-        if tail[-1][1] > ENOUGH_S:
+        if shards.of_first(tail[-1][1] > ENOUGH_S):
             break
     runner.state.take(StepPlan(stops=list(range(runner.state.num_slots))))
     return StepCosts(evicting or plain, plain, tail)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import time
+import weakref
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import asdict
@@ -17,6 +18,7 @@ from focus_ray.engine.admission import RequestLimits, resolve
 from focus_ray.engine.assembly import EngineParts, assemble
 from focus_ray.engine.completion import Completion
 from focus_ray.engine.outputs import EngineLoad, GenerationRequest, TokenDelta
+from focus_ray.engine.ranks import RankGroup
 from focus_ray.engine.request import Sequence
 from focus_ray.engine.tokenizer import Tokenizer
 from focus_ray.errors import EngineOverloaded, RequestRejected
@@ -29,7 +31,7 @@ STEP_TIME_WEIGHT = 0.1
 
 
 class Engine:
-    """Generates with one model on one device.
+    """Generates with one model, on one device or on several that share it.
 
     Args:
         config: what to load and how much may run at once.
@@ -38,6 +40,7 @@ class Engine:
     Raises:
         CheckpointError: the model cannot be loaded.
         ValueError: the configuration does not fit the model or the memory.
+        EngineDead: another rank of the engine could not start.
     """
 
     def __init__(self, config: EngineConfig, parts: EngineParts | None = None) -> None:
@@ -46,6 +49,9 @@ class Engine:
         self.tokenizer: Tokenizer | None = parts.tokenizer
         self.limits: RequestLimits = parts.limits
         self._runner = parts.runner
+        self._ranks = parts.ranks
+        # Also when nobody closes it: a rank is a process.
+        self._close = weakref.finalize(self, _close_ranks, parts.ranks)
         self._scheduler = parts.scheduler
         self._stop_token_ids = parts.stop_token_ids
         self._seeds = random.Random(config.seed)
@@ -151,6 +157,15 @@ class Engine:
         self._host_s += elapsed_s - waited_s
         self._step_s += (elapsed_s - self._step_s) * (STEP_TIME_WEIGHT if self._step_s else 1.0)
 
+    def check(self) -> None:
+        """Raise EngineDead if a rank of this engine failed while nobody stepped."""
+        if self._ranks is not None:
+            self._ranks.check()
+
+    def close(self) -> None:
+        """End the further ranks, if there are any; the engine is of no use afterwards."""
+        self._close()
+
     def load(self) -> EngineLoad:
         """What the engine holds now and has done so far."""
         pool = self._scheduler.pool
@@ -220,6 +235,11 @@ class Engine:
         del rest[sequence.index]
         if not rest:
             del self._completions[sequence.request_id]
+
+
+def _close_ranks(ranks: RankGroup | None) -> None:
+    if ranks is not None:
+        ranks.close()
 
 
 def _seed_of_completion(seed: int, index: int) -> int:

@@ -87,6 +87,7 @@ class StepPlan:
         any_sampled, any_filtered, any_suppressed: whether a decoding sequence has a temperature
             above 0; a top-k, top-p or min-p; stop tokens that must not come yet.
         record_trace: whether the answer must say what each step did token by token.
+        evicts: whether masked tokens may be left out; None: the runner decides.
     """
 
     stops: list[int] = field(default_factory=list)
@@ -98,6 +99,7 @@ class StepPlan:
     any_filtered: bool = False
     any_suppressed: bool = False
     record_trace: bool = False
+    evicts: bool | None = None
 
     @property
     def num_prefill_tokens(self) -> int:

@@ -20,6 +20,7 @@ from focus_ray.engine.block_state import BlockState
 from focus_ray.engine.host_copies import HostCopies, HostCopy
 from focus_ray.engine.plan import StepPlan, StepResult, StepTrace
 from focus_ray.engine.policy import DecodingPolicy
+from focus_ray.engine.rank_check import RankCheck
 from focus_ray.engine.step_parts import StepParts
 from focus_ray.engine.step_work import StepWork
 from focus_ray.kernels.plan_rows import plan_rows
@@ -65,6 +66,7 @@ class Runner:
         chooser: decides per step whether it leaves out anything; None: it does.
         diagnose_every: in every so many steps, find what would be decoded without eviction;
             0: never.
+        rank_check: compares what ranks hold; None: nobody does.
 
     Attributes:
         work: what the steps collected so far had to do.
@@ -80,6 +82,7 @@ class Runner:
         *,
         chooser: EvictionChooser | None = None,
         diagnose_every: int = 0,
+        rank_check: RankCheck | None = None,
     ) -> None:
         self.state = state
         self.rows = rows
@@ -89,6 +92,7 @@ class Runner:
         self.work = StepWork()
         self._cache = cache
         self._diagnose_every = diagnose_every
+        self._rank_check = rank_check
         self._num_launched = 0
         self._copies = HostCopies(state.device)
         self._launched: deque[_Launched] = deque()
@@ -99,6 +103,11 @@ class Runner:
     def vocab_size(self) -> int:
         """Ids that a token may have."""
         return self.parts.choosing.vocab_size
+
+    @property
+    def num_in_flight(self) -> int:
+        """Steps that were launched and not collected."""
+        return len(self._launched)
 
     @property
     def waited_s(self) -> float:
@@ -115,7 +124,8 @@ class Runner:
         decodable_MB = None
         if self._diagnose_every and self._num_launched % self._diagnose_every == 0:
             decodable_MB = self._decodable(plan)
-        policy = self._policy_of(plan)
+        evicts = self.decide(plan) if plan.evicts is None else plan.evicts
+        policy = self.policy if evicts else self.policy.keeping_all()
         size = self.plan_rows(policy, plan.num_prefill_tokens)
         self._num_launched += 1  # only now: where not all fit, a diagnosis looks at the same slots
         self._last_size = size
@@ -129,6 +139,8 @@ class Runner:
             found = self.parts.choose(plan, num_open, decodable_MB)
             if plan.record_trace:
                 trace["confidences_MB"] = self._copies.start(self.parts.choosing.confidence_MB)
+            if self._rank_check is not None:
+                self._rank_check.compare(self._num_launched, self._held(size.num_tokens))
             if found is not None:
                 top = dict(zip(("ids", "logprobs"), map(self._copies.start, found), strict=True))
         self._launched.append(
@@ -200,19 +212,18 @@ class Runner:
         self.plan_rows(self.policy, 0)
         self.parts.record(sorted({self.policy.by_importance, *([False] if plain_too else [])}))
 
-    def _policy_of(self, plan: StepPlan) -> DecodingPolicy:
-        """The policy itself, or the same without eviction where that decodes faster."""
+    def decide(self, plan: StepPlan) -> bool:
+        """Whether the step of a plan may evict: always, or where that decodes faster."""
         if self.chooser is None:
-            return self.policy
+            return True
         last, num_prefill = self._last_size, plan.num_prefill_tokens
         num_slots = last.num_slots or len(plan.starts)
         decoding = last.num_tokens - last.num_prefill
         if not last.num_slots:
             decoding = num_slots * self.state.block_length * 2 // 3  # about what a block still has
-        evicts = self.chooser.choose(
+        return self.chooser.choose(
             num_processed=decoding + num_prefill, num_prefill=num_prefill, num_slots=num_slots
         )
-        return self.policy if evicts else self.policy.keeping_all()
 
     def plan_rows(self, policy: DecodingPolicy, num_prefill: int) -> StepCounts:
         """Write the rows of the next step; how many tokens it has."""
@@ -268,6 +279,16 @@ class Runner:
         )
         self._cache.write(written_T, saved)
         return chosen_MB
+
+    def _held(self, num_tokens: int) -> dict[str, Tensor]:
+        """What all ranks must agree on after a step."""
+        rows = self.rows
+        taken_2T = torch.stack((rows.positions_C[:num_tokens], rows.slot_C[:num_tokens]))
+        return {
+            "processing sets": taken_2T,
+            "retained tokens": self._by_slot(self.parts.passes.kept_SB),
+            "blocks": self.state.words.words_MW,
+        }
 
     def _by_slot(self, rows_SB: Tensor) -> Tensor:
         """What stands in the rows of the current blocks, ``[M, B]``; 0 where one takes no part."""
