@@ -38,9 +38,6 @@ class LocalRanks(RankGroup):
         with process.stdin as stdin:
             pickle.dump(setup, stdin)
 
-    def _host_of(self, rank: int) -> str:
-        return LOOPBACK
-
     def _gpu_of(self, rank: int) -> int:
         return rank
 

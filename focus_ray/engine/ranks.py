@@ -67,10 +67,6 @@ class RankGroup(ABC):
         """Start the process of a rank; do not wait for it."""
 
     @abstractmethod
-    def _host_of(self, rank: int) -> str:
-        """Address under which a rank that is about to be started is reached."""
-
-    @abstractmethod
     def _gpu_of(self, rank: int) -> int:
         """Which of the GPUs that its process sees a rank takes."""
 
@@ -109,7 +105,7 @@ class RankGroup(ABC):
                         door=door.address,
                         token=door.token,
                         meeting=(self._host, meeting.port),
-                        own_host=self._host_of(rank),
+                        own_host=self._host,
                         gpu=self._gpu_of(rank),
                     )
                 )
@@ -288,10 +284,10 @@ class RankGroup(ABC):
         self._failed.set()
         with self._news:
             self._news.notify_all()
-        if self._shards is not None:
-            self._shards.abort()
         for rank in self.ranks:
             self._kill(rank)
+        if self._shards is not None:
+            self._shards.abort()
 
     def close(self) -> None:
         """End all ranks: those that wait for a step by themselves, others by force."""

@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
+from focus_ray.cluster.placement import placement
 from focus_ray.config import EngineConfig
 from focus_ray.serve.args import ServeArgs
 from focus_ray.serve.ingress import IngressSettings, create_app
@@ -76,6 +77,7 @@ def build_with(args: ServeArgs, engine_factory: EngineFactory) -> serve.Applicat
         max_queued_requests=capacity,
         max_constructor_retry_count=args.max_start_attempts,
         ray_actor_options=resources,
+        **placement(config.tensor_parallel_size, resources),
         health_check_period_s=1.0,
         health_check_timeout_s=LIVENESS_TIMEOUT_S + 5.0,
     )(EngineDeployment).bind(config, settings.served_model_names[0], engine_factory)
@@ -88,7 +90,7 @@ def build_with(args: ServeArgs, engine_factory: EngineFactory) -> serve.Applicat
 
 
 def placed(args: ServeArgs, cluster: dict[str, float]) -> tuple[EngineConfig, dict[str, float]]:
-    """The engine's device, decided, and the resources to reserve for it.
+    """The engine's device, decided, and the resources to reserve for each of its ranks.
 
     Ray gives a process as many OpenMP threads as it reserves cores, and one if it reserves none.
 
@@ -104,7 +106,8 @@ def placed(args: ServeArgs, cluster: dict[str, float]) -> tuple[EngineConfig, di
         num_gpus = 1.0 if device == "cuda" else 0.0
     num_cpus = args.num_cpus
     if num_cpus is None:
-        share = int(cluster.get("CPU", 1.0)) // args.num_replicas
+        num_ranks = args.num_replicas * args.engine.tensor_parallel_size
+        share = int(cluster.get("CPU", 1.0)) // num_ranks
         num_cpus = 1.0 if device == "cuda" else float(max(1, share))
     config = args.engine.model_copy(update={"device": device})
     return config, {"num_cpus": num_cpus, "num_gpus": num_gpus}

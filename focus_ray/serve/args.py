@@ -29,10 +29,10 @@ class ServeArgs(BaseModel):
     max_body_bytes: PositiveInt = Field(16 * 2**20, description="Longest request body.")
     num_replicas: PositiveInt = Field(1, description="Engines, each with the whole model.")
     num_cpus: PositiveFloat | None = Field(
-        None, description="Cores, and torch threads, of an engine; None: 1 beside a GPU, else all."
+        None, description="Cores, and torch threads, of a rank; None: 1 beside a GPU, else all."
     )
     num_gpus: NonNegativeFloat | None = Field(
-        None, description="GPUs of an engine; None: 1 where the device is a GPU."
+        None, description="GPUs of a rank; None: 1 where the device is a GPU."
     )
     max_start_attempts: PositiveInt = Field(
         3, description="Failed starts of an engine before the deployment has failed."

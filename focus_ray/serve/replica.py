@@ -76,7 +76,11 @@ def start_engine(config: EngineConfig) -> EngineFace:
     """The real engine. Imported here: torch is loaded where the engine runs and nowhere else."""
     from focus_ray.engine.async_engine import AsyncEngine
 
-    return AsyncEngine.start(config)
+    if config.tensor_parallel_size == 1:
+        return AsyncEngine.start(config)
+    from focus_ray.cluster.rank_actors import RayRanks
+
+    return AsyncEngine.start(config, RayRanks(config))
 
 
 class Replica:

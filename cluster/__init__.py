@@ -1,0 +1,1 @@
+"""What Ray owns below serving and batches: where ranks run."""
