@@ -220,6 +220,7 @@ class RankGroup(ABC):
                 message = self._life[rank].recv()
                 if isinstance(message, Failed):
                     self._fail(f"rank {rank} failed: {message.reason}", death=False)
+                    return
                 with self._news:
                     if isinstance(message, Ready):
                         self._ready.add(rank)
