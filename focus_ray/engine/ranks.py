@@ -298,7 +298,8 @@ class RankGroup(ABC):
         for connection in self._steps.values():
             with contextlib.suppress(OSError):
                 connection.send(None)
-        deadline = time.monotonic() + (FAREWELL_S if self._is_started else 0.0)
+        expected = self._is_started and self.failure is None
+        deadline = time.monotonic() + (FAREWELL_S if expected else 0.0)
         while time.monotonic() < deadline and any(self._end_of(r) is None for r in self.ranks):
             time.sleep(0.01)
         for rank in self.ranks:

@@ -32,15 +32,15 @@ class Scripted(RankGroup):
 
     def _start(self, setup):
         def run():
-            if self.scripts[setup.rank] is not None:
+            if self.scripts[setup.rank] is None:
+                self.ended[setup.rank] = "exited with status 3"
+                return
+            with suppress(EOFError, OSError):  # rank 0 has gone
                 steps = knock(setup.door, setup.token, setup.rank, "steps")
                 life = knock(setup.door, setup.token, setup.rank, "life")
-                with suppress(EOFError, OSError):  # rank 0 has gone
-                    self.ended[setup.rank] = self.scripts[setup.rank](steps, life)
+                self.ended[setup.rank] = self.scripts[setup.rank](steps, life)
                 steps.close()
                 life.close()
-            else:
-                self.ended[setup.rank] = "exited with status 3"
 
         self.threads[setup.rank] = threading.Thread(target=run, daemon=True)
         self.threads[setup.rank].start()
