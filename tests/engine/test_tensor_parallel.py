@@ -1,4 +1,4 @@
-"""One model on several processes: the same tokens as on one, whatever happens, and then no process."""
+"""One model on several processes: the tokens of one, whatever happens, and then no process."""
 
 from __future__ import annotations
 
