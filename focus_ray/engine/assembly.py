@@ -18,7 +18,8 @@ from focus_ray.engine.scheduler import Scheduler, SchedulerLimits
 from focus_ray.engine.tokenizer import Tokenizer
 from focus_ray.models.checkpoint import resolve_checkpoint
 from focus_ray.models.loading import LoadedModel
-from focus_ray.models.spec import ModelSpec
+from focus_ray.models.shard_sizes import require_possible
+from focus_ray.models.spec import ModelSpec, read_config
 from focus_ray.sampling import SamplingParams
 
 
@@ -72,6 +73,8 @@ def assemble(
         return _parts(config, rank, rank.runner, None)
     if loaded is not None:
         raise ValueError("a model that is loaded already is whole; set tensor_parallel_size 1")
+    path = resolve_checkpoint(config.model, config.revision)
+    require_possible(read_config(path)[2], config.tensor_parallel_size)  # before there are any
     ranks = ranks or LocalRanks(config)
     try:
         shards = ranks.start(device)
