@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Self
@@ -11,11 +13,14 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from focus_ray.cli.engine_flags import engine_flags, errors_in_words, located
+from focus_ray.cli.options import flag_of
 from focus_ray.cli.signals import until_stopped
 from focus_ray.config import DEFAULT_MODEL, EngineConfig
 
 if TYPE_CHECKING:
+    from focus_ray.serve.args import ServeArgs
     from focus_ray.serve.local import LocalServer
+    from focus_ray.serve.model_args import ModelArgs
 
 WATCH_PERIOD_S = 3.0
 
@@ -35,9 +40,16 @@ def serve(
     served_model_name: Annotated[
         list[str] | None, typer.Option(help="Name in the API; may be repeated.")
     ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="YAML file that says what is served: several models, autoscaling."),
+    ] = None,
     api_key: Annotated[
-        str | None,
-        typer.Option(envvar="FOCUS_RAY_API_KEY", help="Ask clients for this bearer token."),
+        list[str] | None,
+        typer.Option(
+            help="Ask clients for this bearer token; may be repeated. Also FOCUS_RAY_API_KEY, or "
+            "SHA-256 hashes in FOCUS_RAY_API_KEY_HASHES, in the environment."
+        ),
     ] = None,
     ray_dashboard: Annotated[
         bool, typer.Option("--ray-dashboard", help="Start Ray's dashboard too.")
@@ -47,34 +59,91 @@ def serve(
         typer.Option(help="Keep Ray's logs here; default: a folder that is deleted at the end."),
     ] = None,
 ) -> None:
-    """Serve a model over HTTP, in the shape of the OpenAI API."""
+    """Serve models over HTTP, in the shape of the OpenAI API."""
     console = Console(highlight=False)
     stages = Stages(console)
     with errors_in_words(), until_stopped(), stages:
-        from focus_ray.serve.args import ServeArgs
         from focus_ray.serve.local import LocalServer
 
         stages.tell("looking for the model")
-        config = located(engine, model)
-        args = ServeArgs(
-            engine=config,
-            served_model_name=tuple(served_model_name or [model or config.model]),
-            api_key=api_key,
-            max_start_attempts=1,
-        )
+        if config is None:
+            args = one_model(engine, model, served_model_name or [], api_key or [])
+        else:
+            refuse_beside_config(engine, model, served_model_name)
+            args = from_file(config, api_key or [])
         with LocalServer(
             args, host, port, dashboard=ray_dashboard, temp_dir=ray_temp_dir, tell=stages.tell
         ) as server:
             stages.stop()
+            names = ", ".join(each.names[0] for each in args.served)
             console.print(
-                f"[bold green]serving[/] {args.served_model_name[0]} at {server.url} "
+                f"[bold green]serving[/] {names} at {server.url} "
                 f"after {stages.elapsed_s:.0f} s; Ctrl-C stops\n"
                 f"docs {server.url}/docs, metrics {server.url}/metrics\n\ntry:",
                 soft_wrap=True,
             )
-            console.print(example(server, bool(api_key)), markup=False, soft_wrap=True)
+            console.print(example(server, args), markup=False, soft_wrap=True)
             watch(console, server)
     console.print("stopped")
+
+
+def one_model(
+    engine: EngineConfig, model: str | None, names: list[str], api_keys: list[str]
+) -> ServeArgs:
+    """What flags describe."""
+    from focus_ray.serve.args import ServeArgs
+
+    config = located(engine, model)
+    return ServeArgs.model_validate(
+        {
+            "engine": config,
+            "served_model_name": names or [model or config.model],
+            "api_keys": api_keys,
+            "max_start_attempts": 1,
+        }
+    )
+
+
+def from_file(path: Path, api_keys: list[str]) -> ServeArgs:
+    """What a file describes, with models found as ``located`` finds them.
+
+    Raises:
+        ValueError: the file is not as it should be.
+    """
+    from focus_ray.serve.args import ServeArgs
+    from focus_ray.serve.config_file import load_args
+
+    args = load_args(path)
+
+    def found(model: ModelArgs) -> dict[str, object]:
+        attempts = model.max_start_attempts if "max_start_attempts" in model.model_fields_set else 1
+        return {
+            "engine": located(model.engine, None),
+            "served_model_name": model.names,
+            "max_start_attempts": attempts,
+        }
+
+    if args.models:
+        models = [each.model_copy(update=found(each)) for each in args.models]
+        args = args.model_copy(update={"models": tuple(models)})
+    else:
+        args = args.model_copy(update=found(args))
+    keys = ServeArgs.model_validate({"api_keys": api_keys}).api_keys
+    return args.model_copy(update={"api_keys": (*args.api_keys, *keys)})
+
+
+def refuse_beside_config(
+    engine: EngineConfig, model: str | None, served_model_name: list[str] | None
+) -> None:
+    """Refuse what a file would silently overrule."""
+    given = ["MODEL"] if model else []
+    given += ["--served-model-name"] if served_model_name else []
+    given += map(flag_of, sorted(engine.model_fields_set))
+    if given:
+        raise ValueError(
+            f"{', '.join(given)} does not go with --config, which says what is served; put it into "
+            "the file"
+        )
 
 
 class Stages:
@@ -114,7 +183,7 @@ class Stages:
         return time.monotonic() - self._started
 
 
-def example(server: LocalServer, with_key: bool) -> str:
+def example(server: LocalServer, args: ServeArgs) -> str:
     """A command that works against this server as it stands."""
     info = server.describe()
     path, body = "completions", '{"prompt": [1, 2, 3], "return_token_ids": true}'
@@ -123,6 +192,9 @@ def example(server: LocalServer, with_key: bool) -> str:
         body = '{"messages": [{"role": "user", "content": "What is 17 + 25?"}]}'
     elif info.has_tokenizer:
         body = '{"prompt": "17 + 25 =", "max_tokens": 32}'
+    if args.models:
+        body = f'{{"model": {json.dumps(args.served[0].names[0])}, {body[1:]}'
+    with_key = bool(args.settings(os.environ).api_key_hashes)
     key = ' -H "Authorization: Bearer $FOCUS_RAY_API_KEY"' if with_key else ""
     json_type = "-H 'Content-Type: application/json'"
     return f"  curl {server.url}/v1/{path} {json_type}{key} -d '{body}'"

@@ -1,32 +1,40 @@
-"""The Serve application: an HTTP deployment in front of a deployment of engines.
+"""The Serve application: HTTP deployment in front, a deployment of engines for each model behind.
 
-Two deployments, because they scale differently and must not disturb each other: an engine process
-steps, the ingress process parses, streams and waits.
+Separate deployments, because they scale differently and must not disturb each other: an engine
+process steps, an ingress process parses, streams and waits.
 """
 
-from __future__ import annotations
+# No ``from __future__ import annotations``: Serve wants a class in ``build``'s signature.
 
 import contextlib
+import os
+from collections.abc import Sequence
 from typing import Any
 
 import ray
 from fastapi import FastAPI
 from ray import serve
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.handle import DeploymentHandle
 
 from focus_ray.cluster.placement import placement
 from focus_ray.config import EngineConfig
 from focus_ray.serve.args import ServeArgs
+from focus_ray.serve.autoscaling import OccupancyPolicy
 from focus_ray.serve.ingress import IngressSettings, create_app
+from focus_ray.serve.model_args import AutoscalingArgs, ModelArgs
+from focus_ray.serve.placing import Placed, place
 from focus_ray.serve.ray_client import RayEngineClient
 from focus_ray.serve.replica import EngineFactory, Replica, start_engine
+from focus_ray.serve.served_models import ServedModel
 
 APP_NAME = "focus-ray"
-ENGINE_DEPLOYMENT = "engine"
 # Calls besides generation that a full engine must still answer: tokenize, models.
 SPARE_CALLS = 64
 # The engine answers between two steps, and one step of a large prefill on a CPU takes seconds.
 LIVENESS_TIMEOUT_S = 30.0
+# Ray's own 10 s would let the autoscaler see occupancies of that age.
+PUSH_INTERVAL = {"RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1"}
 
 
 class EngineDeployment(Replica):
@@ -49,14 +57,20 @@ class EngineDeployment(Replica):
 
 @serve.ingress()
 class IngressDeployment:
-    """The routes, with the handle of the engines behind them."""
+    """The routes, with the handles of the engines behind them."""
 
-    def __init__(self, engines: DeploymentHandle[Any], settings: IngressSettings) -> None:
-        self._engines = engines
+    def __init__(
+        self,
+        names: Sequence[tuple[str, ...]],
+        engines: Sequence[DeploymentHandle[Any]],
+        settings: IngressSettings,
+    ) -> None:
+        self._models = list(zip(names, engines, strict=True))
         self._settings = settings
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_app(RayEngineClient(self._engines), self._settings)
+        models = [ServedModel(names, RayEngineClient(handle)) for names, handle in self._models]
+        return create_app(models, self._settings)
 
 
 def build(args: ServeArgs) -> serve.Application:
@@ -66,48 +80,65 @@ def build(args: ServeArgs) -> serve.Application:
 
 def build_with(args: ServeArgs, engine_factory: EngineFactory) -> serve.Application:
     """``build`` with another engine."""
-    config, resources = placed(args, ray.cluster_resources())  # type: ignore[no-untyped-call]
-    # The engine's own queue decides who waits and who is refused, so Serve's must be longer.
-    capacity = config.max_num_seqs + config.max_num_waiting + SPARE_CALLS
-    settings = args.settings()
-    engines = serve.deployment(
-        name=ENGINE_DEPLOYMENT,
-        num_replicas=args.num_replicas,
-        max_ongoing_requests=capacity,
-        max_queued_requests=capacity,
-        max_constructor_retry_count=args.max_start_attempts,
-        ray_actor_options=resources,
-        **placement(config.tensor_parallel_size, resources),
-        health_check_period_s=1.0,
-        health_check_timeout_s=LIVENESS_TIMEOUT_S + 5.0,
-    )(EngineDeployment).bind(config, settings.served_model_names[0], engine_factory)
+    cluster = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    engines = [
+        _engines(name, placed, engine_factory)
+        for name, placed in zip(args.deployments, place(args.served, cluster), strict=True)
+    ]
     ingress = serve.deployment(
         name="ingress",
-        max_ongoing_requests=capacity * args.num_replicas,
+        num_replicas=args.num_ingress_replicas,
+        max_ongoing_requests=sum(_capacity(each) * each.max_engines for each in args.served),
         ray_actor_options={"num_cpus": 0},
+        # It takes no room to speak of, so new ones serve before old ones finish and go.
+        max_surge_percent=100,
+        graceful_shutdown_timeout_s=max(each.drain_timeout_s for each in args.served),
     )(IngressDeployment)
-    return ingress.bind(engines, settings)
+    names = [model.names for model in args.served]
+    return ingress.bind(names, engines, args.settings(os.environ))
 
 
-def placed(args: ServeArgs, cluster: dict[str, float]) -> tuple[EngineConfig, dict[str, float]]:
-    """The engine's device, decided, and the resources to reserve for each of its ranks.
+def _engines(name: str, placed: Placed, engine_factory: EngineFactory) -> serve.Application:
+    model, resources = placed.model, placed.resources
+    capacity = _capacity(model)
+    if model.autoscaling is None:
+        replicas: dict[str, Any] = {"num_replicas": model.num_replicas}
+        actor_options: dict[str, Any] = resources
+    else:
+        replicas = {"autoscaling_config": _autoscaling(model.autoscaling)}
+        actor_options = {**resources, "runtime_env": {"env_vars": PUSH_INTERVAL}}
+    deployment = serve.deployment(
+        name=name,
+        max_ongoing_requests=capacity,
+        max_queued_requests=capacity,
+        max_constructor_retry_count=model.max_start_attempts,
+        ray_actor_options=actor_options,
+        max_surge_percent=model.max_surge_percent,
+        graceful_shutdown_timeout_s=model.drain_timeout_s,
+        health_check_period_s=1.0,
+        health_check_timeout_s=LIVENESS_TIMEOUT_S + 5.0,
+        **replicas,
+        **placement(placed.config.tensor_parallel_size, resources),
+    )(EngineDeployment)
+    return deployment.bind(placed.config, model.names[0], engine_factory)
 
-    Ray gives a process as many OpenMP threads as it reserves cores, and one if it reserves none.
 
-    Args:
-        cluster: Ray's resources by name.
+def _capacity(model: ModelArgs) -> int:
+    """Calls to one engine. Its own queue decides who waits and who is refused, so Serve's must be
+    longer.
     """
-    device = args.engine.device
-    if device == "auto":
-        wants_gpu = bool(cluster.get("GPU")) if args.num_gpus is None else args.num_gpus > 0
-        device = "cuda" if wants_gpu else "cpu"
-    num_gpus = args.num_gpus
-    if num_gpus is None:
-        num_gpus = 1.0 if device == "cuda" else 0.0
-    num_cpus = args.num_cpus
-    if num_cpus is None:
-        num_ranks = args.num_replicas * args.engine.tensor_parallel_size
-        share = int(cluster.get("CPU", 1.0)) // num_ranks
-        num_cpus = 1.0 if device == "cuda" else float(max(1, share))
-    config = args.engine.model_copy(update={"device": device})
-    return config, {"num_cpus": num_cpus, "num_gpus": num_gpus}
+    return model.engine.max_num_seqs + model.engine.max_num_waiting + SPARE_CALLS
+
+
+def _autoscaling(args: AutoscalingArgs) -> AutoscalingConfig:
+    return AutoscalingConfig(
+        min_replicas=args.min_replicas,
+        max_replicas=args.max_replicas,
+        upscale_delay_s=args.upscale_delay_s,
+        downscale_delay_s=args.downscale_delay_s,
+        look_back_period_s=args.look_back_s,
+        policy=AutoscalingPolicy(  # type: ignore[no-untyped-call]
+            policy_function=f"{OccupancyPolicy.__module__}:{OccupancyPolicy.__name__}",
+            policy_kwargs={"target_occupancy": args.target_occupancy},
+        ),
+    )

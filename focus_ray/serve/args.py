@@ -2,45 +2,116 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from typing import Any, Self
+
 from pydantic import (
-    BaseModel,
     ConfigDict,
     Field,
-    NonNegativeFloat,
-    PositiveFloat,
+    ModelWrapValidatorHandler,
     PositiveInt,
-    SecretStr,
+    ValidationError,
+    model_validator,
 )
 
-from focus_ray.config import EngineConfig
+from focus_ray.serve.api_keys import ApiKey, KeyHash, accepted_hashes
+from focus_ray.serve.config_errors import in_words
 from focus_ray.serve.ingress import IngressSettings
+from focus_ray.serve.model_args import ModelArgs
+
+ENGINE_DEPLOYMENT = "engine"
 
 
-class ServeArgs(BaseModel):
-    """Arguments of ``build``; the ``args`` of the application in a Serve config file."""
+class ServeArgs(ModelArgs):
+    """Arguments of ``build``; the ``args`` of the application in a Serve config file.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    One model is described by fields of its own at the top, several stand in ``models``.
+    """
 
-    engine: EngineConfig = Field(default_factory=EngineConfig)
-    served_model_name: tuple[str, ...] = Field(
-        (), description="Names requests may use; empty: the engine's model."
+    # pydantic would quote its input, keys included, in whatever prints an error.
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    models: tuple[ModelArgs, ...] = Field(
+        (), description="Several models, in place of the fields of one."
     )
-    api_key: SecretStr | None = Field(None, description="Bearer token to ask for.")
+    num_ingress_replicas: PositiveInt = Field(
+        1, description="Processes that parse requests and stream replies."
+    )
+    api_keys: tuple[ApiKey, ...] = Field(
+        (), description="Bearer tokens of which requests must bring one; none: open to all."
+    )
+    api_key_hashes: tuple[KeyHash, ...] = Field(
+        (), description="The same as SHA-256 in hexadecimal digits."
+    )
     max_body_bytes: PositiveInt = Field(16 * 2**20, description="Longest request body.")
-    num_replicas: PositiveInt = Field(1, description="Engines, each with the whole model.")
-    num_cpus: PositiveFloat | None = Field(
-        None, description="Cores, and torch threads, of a rank; None: 1 beside a GPU, else all."
-    )
-    num_gpus: NonNegativeFloat | None = Field(
-        None, description="GPUs of a rank; None: 1 where the device is a GPU."
-    )
-    max_start_attempts: PositiveInt = Field(
-        3, description="Failed starts of an engine before the deployment has failed."
-    )
 
-    def settings(self) -> IngressSettings:
+    @property
+    def served(self) -> tuple[ModelArgs, ...]:
+        """Every model."""
+        return self.models or (self,)
+
+    @property
+    def deployments(self) -> dict[str, ModelArgs]:
+        """The models by the names of their deployments, whose characters are few: names become
+        parts of paths.
+
+        Raises:
+            ValueError: two would have the same name.
+        """
+        if len(self.served) == 1:
+            return {ENGINE_DEPLOYMENT: self.served[0]}
+        deployments: dict[str, ModelArgs] = {}
+        for model in self.served:
+            name = f"{ENGINE_DEPLOYMENT}-{re.sub('[^A-Za-z0-9._-]+', '-', model.names[0])}"
+            if (other := deployments.setdefault(name, model)) is not model:
+                raise ValueError(
+                    f"served_model_name: {model.names[0]!r} and {other.names[0]!r} would both be "
+                    f"the deployment {name!r}; let the first names differ in letters or digits"
+                )
+        return deployments
+
+    def settings(self, environment: Mapping[str, str]) -> IngressSettings:
+        """What the ingress needs to know.
+
+        Args:
+            environment: may hold further API keys.
+
+        Raises:
+            ValueError: those keys are not proper ones.
+        """
         return IngressSettings(
-            served_model_names=self.served_model_name or (self.engine.model,),
-            api_key=self.api_key,
+            api_key_hashes=accepted_hashes(self.api_keys, self.api_key_hashes, environment),
             max_body_bytes=self.max_body_bytes,
         )
+
+    @model_validator(mode="after")
+    def _one_model_or_several(self) -> Self:
+        own = [name for name in ModelArgs.model_fields if name in self.model_fields_set]
+        if self.models and own:
+            raise ValueError(
+                f"{', '.join(own)}: belongs to one model, and models lists {len(self.models)}; "
+                "move it into one of them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Self:
+        owners: dict[str, int] = {}
+        for number, model in enumerate(self.served):
+            for name in dict.fromkeys(model.names):
+                if owners.setdefault(name, number) != number:
+                    raise ValueError(
+                        f"models[{number}].served_model_name: {name!r} is a name of "
+                        f"models[{owners[name]}] too; give each model names of its own"
+                    )
+        _ = self.deployments  # of other names too
+        return self
+
+    @model_validator(mode="wrap")  # the last one: it sees the errors of those above it
+    @classmethod
+    def _errors_in_words(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return handler(data)
+        except ValidationError as error:
+            raise ValueError(in_words(error)) from None

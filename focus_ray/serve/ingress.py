@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 import uuid
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
 from focus_ray import __version__
 from focus_ray.serve import http_errors
 from focus_ray.serve.answering import Task, answer
+from focus_ray.serve.api_keys import is_accepted
 from focus_ray.serve.bodies import add_schemas, describe_body, describe_errors, read_body
 from focus_ray.serve.chat_writer import ChatWriter
-from focus_ray.serve.client import EngineClient
 from focus_ray.serve.completion_writer import CompletionWriter
-from focus_ray.serve.http_errors import ModelNotFound, Unauthorized
-from focus_ray.serve.messages import ModelInfo, Submission
-from focus_ray.serve.metrics import as_text
+from focus_ray.serve.http_errors import Unauthorized
+from focus_ray.serve.messages import Submission
+from focus_ray.serve.metrics import as_text, merge_families
 from focus_ray.serve.protocol import (
     ChatCompletionRequest,
     CompletionRequest,
@@ -38,55 +38,54 @@ from focus_ray.serve.replies import (
     VersionReply,
     now,
 )
+from focus_ray.serve.served_models import ServedModel, ServedModels
 
 CHAT_EXAMPLE = {"messages": [{"role": "user", "content": "What is 17 + 25?"}], "max_tokens": 128}
 COMPLETION_EXAMPLE = {"prompt": "17 + 25 =", "max_tokens": 32}
 
 
 class IngressSettings(BaseModel):
-    """What the HTTP side needs to know besides its engines."""
+    """What the HTTP side needs to know besides its models."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    served_model_names: tuple[str, ...] = Field(
-        min_length=1, description="Names requests may use; the first one is shown."
-    )
-    api_key: SecretStr | None = Field(
-        None, description="Bearer token that requests must bring; None: open to all."
+    api_key_hashes: tuple[str, ...] = Field(
+        (), description="SHA-256 of the keys of which requests must bring one; none: open to all."
     )
     max_body_bytes: PositiveInt = Field(16 * 2**20, description="Longest request body.")
     health_timeout_s: PositiveFloat = Field(10.0, description="Wait for an engine's answer.")
 
 
 class Ingress:
-    """Route handlers over one client.
+    """Route handlers over the served models.
 
     Args:
-        client: reaches the engines.
+        models: at least one, with names of its own.
         settings: the HTTP side's own.
     """
 
-    def __init__(self, client: EngineClient, settings: IngressSettings) -> None:
-        self._client = client
+    def __init__(self, models: Sequence[ServedModel], settings: IngressSettings) -> None:
+        self._models = ServedModels(models)
         self._settings = settings
         self._started = now()
-        self._info: ModelInfo | None = None
 
     async def chat_completions(self, request: Request) -> Response:
         """Answer a conversation."""
         body = await read_body(request, ChatCompletionRequest, self._settings.max_body_bytes)
+        name, model = self._models.find(body.model)
         reply_id = f"chatcmpl-{uuid.uuid4().hex}"
         with_ids = bool(body.return_token_ids)
         submission = Submission(
             reply_id, body.chat_prompt(body.messages), body.to_params(), with_ids
         )
-        writer = ChatWriter(reply_id, self._name(body.model), body.with_usage, with_ids)
+        writer = ChatWriter(reply_id, name, body.with_usage, with_ids)
         task = Task((submission,), writer, bool(body.stream), body.with_usage)
-        return await answer(request, self._client, task, body.client_names())
+        return await answer(request, model.client, task, body.client_names())
 
     async def completions(self, request: Request) -> Response:
         """Continue one or more prompts."""
         body = await read_body(request, CompletionRequest, self._settings.max_body_bytes)
+        name, model = self._models.find(body.model)
         reply_id = f"cmpl-{uuid.uuid4().hex}"
         with_ids = bool(body.return_token_ids)
         params = body.to_params()
@@ -94,18 +93,18 @@ class Ingress:
             Submission(f"{reply_id}-{number}", prompt, params, with_ids)
             for number, prompt in enumerate(body.prompts())
         )
-        writer = CompletionWriter(reply_id, self._name(body.model), body.with_usage, with_ids)
+        writer = CompletionWriter(reply_id, name, body.with_usage, with_ids)
         task = Task(submissions, writer, bool(body.stream), body.with_usage)
-        return await answer(request, self._client, task, {})
+        return await answer(request, model.client, task, {})
 
     async def tokenize(self, request: Request) -> TokenizeReply:
         """Token ids of a text or a conversation."""
         body = await read_body(request, TokenizeRequest, self._settings.max_body_bytes)
-        self._name(body.model)
-        encoded = await self._client.encode(body.to_prompt(), bool(body.return_token_strs))
+        _, model = self._models.find(body.model)
+        encoded = await model.client.encode(body.to_prompt(), bool(body.return_token_strs))
         return TokenizeReply(
             count=len(encoded.token_ids),
-            max_model_len=(await self._model_info()).max_model_len,
+            max_model_len=(await model.describe()).max_model_len,
             tokens=list(encoded.token_ids),
             token_strs=None if encoded.texts is None else list(encoded.texts),
         )
@@ -113,27 +112,31 @@ class Ingress:
     async def detokenize(self, request: Request) -> DetokenizeReply:
         """Text of token ids."""
         body = await read_body(request, DetokenizeRequest, self._settings.max_body_bytes)
-        self._name(body.model)
-        return DetokenizeReply(prompt=await self._client.decode(body.tokens))
+        _, model = self._models.find(body.model)
+        return DetokenizeReply(prompt=await model.client.decode(body.tokens))
 
     async def models(self) -> ModelList:
-        """The served model, under each of its names."""
-        names = self._settings.served_model_names
-        return ModelList(object="list", data=[await self._model(name) for name in names])
+        """The served models, under each of their names; those that do not answer are left out."""
+        models = await self._models.answering(self._settings.health_timeout_s)
+        return ModelList(
+            object="list",
+            data=[await self._model(name, model) for model in models for name in model.names],
+        )
 
     async def model(self, model_id: str) -> Model:
         """One served model."""
-        return await self._model(self._name(model_id))
+        return await self._model(*self._models.find(model_id))
 
     async def health(self) -> Response:
-        """200 if an engine answers; it is really asked."""
-        await self._client.check_alive(self._settings.health_timeout_s)
+        """200 if an engine of any model answers; it is really asked."""
+        await self._models.check_alive(self._settings.health_timeout_s)
         return Response()
 
     async def metrics(self) -> Response:
         """Prometheus metrics of all engines."""
         timeout_s = self._settings.health_timeout_s
-        families = await asyncio.wait_for(self._client.metrics(), timeout_s)
+        asked = asyncio.gather(*(model.client.metrics() for model in self._models))
+        families = merge_families(await asyncio.wait_for(asked, timeout_s))
         return Response(as_text(families), media_type=CONTENT_TYPE_LATEST)
 
     async def version(self) -> VersionReply:
@@ -146,38 +149,24 @@ class Ingress:
             HTTPAuthorizationCredentials | None, Security(HTTPBearer(auto_error=False))
         ],
     ) -> None:
-        """Refuse requests without the key, where there is one."""
-        key = self._settings.api_key
-        if key is None:
-            return
-        brought = sent.credentials if sent else ""
-        if not secrets.compare_digest(brought.encode(), key.get_secret_value().encode()):
-            raise Unauthorized("send the server's API key: 'Authorization: Bearer KEY'")
+        """Refuse requests without a key, where there are any."""
+        hashes = self._settings.api_key_hashes
+        if hashes and not is_accepted(sent.credentials if sent else "", hashes):
+            raise Unauthorized("send one of the server's API keys: 'Authorization: Bearer KEY'")
 
-    def _name(self, asked: str | None) -> str:
-        names = self._settings.served_model_names
-        if asked is not None and asked not in names:
-            raise ModelNotFound(asked, names)
-        return asked or names[0]
-
-    async def _model(self, name: str) -> Model:
+    async def _model(self, name: str, model: ServedModel) -> Model:
         return Model(
             id=name,
             object="model",
             created=self._started,
             owned_by="focus-ray",
-            max_model_len=(await self._model_info()).max_model_len,
+            max_model_len=(await model.describe()).max_model_len,
         )
 
-    async def _model_info(self) -> ModelInfo:
-        if self._info is None:
-            self._info = await self._client.describe()
-        return self._info
 
-
-def create_app(client: EngineClient, settings: IngressSettings) -> FastAPI:
-    """The ASGI application over a client."""
-    ingress = Ingress(client, settings)
+def create_app(models: Sequence[ServedModel], settings: IngressSettings) -> FastAPI:
+    """The ASGI application over the served models."""
+    ingress = Ingress(models, settings)
     app = FastAPI(title="focus-ray", version=__version__)
     http_errors.install(app)
     app.include_router(_guarded(ingress))

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self, cast
 
 from focus_ray.errors import CheckpointError, FocusRayError
+from focus_ray.serve.placing import place
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -33,6 +34,8 @@ MAX_TEMP_DIR_CHARS = 40
 SIGNAL_PERIOD_S = 0.1
 # Their messages were written for users and need no name in front.
 ERRORS_IN_WORDS = {CheckpointError.__name__, ValueError.__name__}
+# States of a deployment in which requests are answered.
+SERVING = {"HEALTHY", "UPSCALING", "DOWNSCALING"}
 
 
 class StartFailed(FocusRayError):
@@ -99,26 +102,35 @@ class LocalServer:
         return f"http://{anywhere.get(self._host, self._host)}:{self._port}"
 
     def describe(self) -> ModelInfo:
-        """What is served."""
+        """What is served as the first model."""
         from ray import serve
 
-        from focus_ray.serve.app import APP_NAME, ENGINE_DEPLOYMENT
+        from focus_ray.serve.app import APP_NAME
 
-        engine = serve.get_deployment_handle(ENGINE_DEPLOYMENT, APP_NAME)
+        engine = serve.get_deployment_handle(next(iter(self._args.deployments)), APP_NAME)
         return cast("ModelInfo", engine.describe.remote().result())
 
     def trouble(self) -> str | None:
-        """Why the engine does not serve at the moment; None if it does."""
+        """Why an engine does not serve at the moment; None if all do."""
         from ray import serve
         from ray.exceptions import RayError
 
-        from focus_ray.serve.app import APP_NAME, ENGINE_DEPLOYMENT
+        from focus_ray.serve.app import APP_NAME
 
+        models = self._args.deployments
         try:
-            engine = serve.status().applications[APP_NAME].deployments[ENGINE_DEPLOYMENT]
+            found = serve.status().applications[APP_NAME].deployments
+            states = {model.names[0]: found[name] for name, model in models.items()}
         except (RayError, KeyError) as error:
-            return f"Ray Serve does not say how the engine is: {error}"
-        return None if engine.status == "HEALTHY" else reason_of(engine.message)
+            return f"Ray Serve does not say how the engines are: {error}"
+        reasons = {
+            name: reason_of(state.message)
+            for name, state in states.items()
+            if state.status not in SERVING
+        }
+        if len(models) == 1:
+            return next(iter(reasons.values()), None)
+        return "; ".join(f"{name}: {reason}" for name, reason in reasons.items()) or None
 
     def _start_ray(self) -> None:
         self._tell("starting Ray")
@@ -173,7 +185,8 @@ class LocalServer:
             http_options={"host": self._host, "port": self._port},
             logging_config=quiet,
         )
-        self._tell(f"loading {self._args.engine.model}")
+        models = ", ".join(model.engine.model for model in self._args.served)
+        self._tell(f"loading {models}")
         self._refuse_missing_resources()
         application = build_with(self._args, self._engine_factory or start_engine)
         try:
@@ -185,16 +198,17 @@ class LocalServer:
         """Ray would wait for them, but nobody will plug them in."""
         import ray
 
-        from focus_ray.serve.app import placed
-
         here = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        needed = placed(self._args, here)[1]
+        placed = place(self._args.served, here)
         for name, resource in (("num_cpus", "CPU"), ("num_gpus", "GPU")):
-            wanted, found = needed[name] * self._args.num_replicas, here.get(resource, 0.0)
+            needs = [(each.num_ranks, each.resources[name]) for each in placed]
+            wanted = sum(ranks * amount for ranks, amount in needs)
+            found = here.get(resource, 0.0)
             if wanted > found:
+                parts = " and ".join(f"{ranks} with {name}={amount:g}" for ranks, amount in needs)
                 raise StartFailed(
-                    f"{self._args.num_replicas} engine(s) with {name}={needed[name]:g} need "
-                    f"{wanted:g} {resource}s, Ray sees {found:g} here; 'focus-ray doctor' says more"
+                    f"the engines' ranks, {parts}, need {wanted:g} {resource}s, Ray sees "
+                    f"{found:g} here; 'focus-ray doctor' says more"
                 )
 
 

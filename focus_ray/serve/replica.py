@@ -17,6 +17,7 @@ from prometheus_client import Metric
 from focus_ray.config import EngineConfig
 from focus_ray.engine.outputs import EngineLoad, GenerationRequest, TokenDelta, TokenLogprob
 from focus_ray.errors import RequestRejected
+from focus_ray.serve.autoscaling import OCCUPANCY
 from focus_ray.serve.messages import (
     ChatPrompt,
     Chunk,
@@ -100,6 +101,7 @@ class Replica:
         replica_name: str = "0",
         engine_factory: EngineFactory = start_engine,
     ) -> None:
+        self._max_num_seqs = config.max_num_seqs
         self._engine = engine_factory(config)
         self._metrics = ReplicaMetrics(self._engine.load, model_name, replica_name)
 
@@ -166,9 +168,17 @@ class Replica:
         """This engine's metric families."""
         return self._metrics.collect()
 
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """What Ray Serve hands to the autoscaling policy."""
+        return {OCCUPANCY: self._occupancy()}
+
     def shutdown(self) -> None:
         """Stop the engine."""
         self._engine.shutdown()
+
+    def _occupancy(self) -> float:
+        """Share of the engine that is in use, by the number of its sequences."""
+        return self._engine.load().num_running / self._max_num_seqs
 
     def _refuse_hopeless(self, prompt: Prompt) -> None:
         """Refuse text that cannot fit the context before it costs seconds to find out by how much.

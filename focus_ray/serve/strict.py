@@ -55,7 +55,7 @@ def refuse(errors: Iterable[ErrorDetails], rename: dict[str, str] | None = None)
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, RequestRejected):  # a rule over several fields, which names the one
         raise cause
-    param = _path(first["loc"], rename or {})
+    param = path_of(first["loc"], rename or {})
     raise RequestRejected(_sentence(first, param), param)
 
 
@@ -81,8 +81,8 @@ def neutral(*values: object) -> AfterValidator:
     return AfterValidator(check)
 
 
-def _path(location: tuple[int | str, ...], rename: dict[str, str]) -> str | None:
-    """``("messages", 0, "<list>", 1, "text")`` as ``messages[0][1].text``.
+def path_of(location: tuple[int | str, ...], rename: dict[str, str]) -> str | None:
+    """``("messages", 0, "<list>", 1, "text")`` as ``messages[0][1].text``; None of the whole.
 
     Parts in angle brackets after the first are branches of a union, which no client ever wrote. A
     client's own names may be of any length; they are cut.

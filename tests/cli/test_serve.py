@@ -62,14 +62,15 @@ def recorded(monkeypatch):
 
 
 def test_flags_reach_the_server(recorded):
-    flags = ["--host", "0.0.0.0", "--port", "81", "--max-num-seqs", "4", "--api-key", "sesame"]
+    flags = ["--host", "0.0.0.0", "--port", "81", "--max-num-seqs", "4"]
+    flags += ["--api-key", "sesame", "--api-key", "second"]
     result = runner.invoke(app, ["serve", "sdar-tiny", *flags, "--served-model-name", "mine"])
     assert result.exit_code == 0, result.output
     (server,) = recorded.made
     assert (server.host, server.port) == ("0.0.0.0", 81)
     assert server.args.engine.max_num_seqs == 4
     assert server.args.served_model_name == ("mine",)
-    assert server.args.api_key.get_secret_value() == "sesame"
+    assert [key.get_secret_value() for key in server.args.api_keys] == ["sesame", "second"]
     assert server.args.max_start_attempts == 1
     assert "mine at http://0.0.0.0:81" in result.output
     assert "sesame" not in result.output
@@ -108,6 +109,64 @@ def test_the_example_fits_the_model(recorded, info, path, body):
     command = next(line for line in output.splitlines() if line.startswith("  curl "))
     assert path in command
     assert body in command
+
+
+def test_a_key_in_the_environment_is_in_the_example(recorded, monkeypatch):
+    monkeypatch.setenv("FOCUS_RAY_API_KEY", "sesame")
+    output = runner.invoke(app, ["serve"]).output
+    assert '-H "Authorization: Bearer $FOCUS_RAY_API_KEY"' in output
+    assert "sesame" not in output
+
+
+def test_a_file_says_what_is_served(recorded, tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models.yaml").write_text(
+        "api_keys: [first]\n"
+        "models:\n"
+        "- {engine: {model: mine, max_num_seqs: 4}, num_replicas: 2}\n"
+        "- {served_model_name: [tiny], max_start_attempts: 5}\n"
+    )
+    result = runner.invoke(app, ["serve", "--config", "models.yaml", "--api-key", "second"])
+    assert result.exit_code == 0, result.output
+    args = recorded.made[0].args
+    mine, tiny = args.served
+    assert mine.engine.model == str(tmp_path / "mine")
+    assert (mine.names, mine.num_replicas, mine.max_start_attempts) == (("mine",), 2, 1)
+    assert (tiny.names, tiny.max_start_attempts) == (("tiny",), 5)
+    assert [key.get_secret_value() for key in args.api_keys] == ["first", "second"]
+    assert "serving mine, tiny at" in result.output
+    assert '"model": "mine", "messages"' in result.output
+
+
+def test_a_file_of_one_model(recorded, tmp_path):
+    path = tmp_path / "model.yaml"
+    path.write_text("engine: {model: sdar-tiny, max_num_seqs: 4}\n")
+    runner.invoke(app, ["serve", "--config", str(path)])
+    [model] = recorded.made[0].args.served
+    assert (model.names, model.engine.max_num_seqs) == (("sdar-tiny",), 4)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        pytest.param(
+            ["sdar-tiny", "--served-model-name", "a", "--max-num-seqs", "4"],
+            "MODEL, --served-model-name, --max-num-seqs does not go with --config",
+            id="flags that the file would overrule",
+        ),
+        pytest.param([], "engine.max_seqs: no such field", id="a bad file"),
+    ],
+)
+def test_a_file_is_refused_in_one_line(recorded, tmp_path, flags, message):
+    path = tmp_path / "models.yaml"
+    path.write_text("engine: {max_seqs: 4}\n")
+    result = runner.invoke(app, ["serve", *flags, "--config", str(path)])
+    assert result.exit_code == 1
+    assert message in result.output
+    assert "Traceback" not in result.output
+    assert not recorded.made
 
 
 def test_trouble_is_told_once(recorded):

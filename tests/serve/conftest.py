@@ -25,8 +25,10 @@ from focus_ray.engine.outputs import (
     TokenLogprob,
 )
 from focus_ray.errors import EngineDead, EngineOverloaded, RequestRejected
+from focus_ray.serve.api_keys import hash_of
 from focus_ray.serve.ingress import IngressSettings, create_app
 from focus_ray.serve.replica import Replica
+from focus_ray.serve.served_models import ServedModel
 
 # Ray reads it when it is imported; its ports are this machine's own here.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -206,7 +208,7 @@ class Server:
 
 def serving(engine: FakeEngine, **settings: object) -> Iterator[Server]:
     replica = Replica(EngineConfig(), "fake", engine_factory=lambda config: engine)
-    app = create_app(replica, IngressSettings(served_model_names=("fake", "alias"), **settings))
+    app = create_app([ServedModel(("fake", "alias"), replica)], IngressSettings(**settings))
     server = uvicorn.Server(
         uvicorn.Config(app, port=0, log_level="warning", lifespan="off", ws="none")
     )
@@ -241,7 +243,7 @@ def tokenless_server() -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def locked_server() -> Iterator[Server]:
     """Needs a key and reads short bodies only."""
-    yield from serving(FakeEngine(), api_key="sesame", max_body_bytes=1000)
+    yield from serving(FakeEngine(), api_key_hashes=(hash_of("sesame"),), max_body_bytes=1000)
 
 
 @pytest.fixture(scope="package")
