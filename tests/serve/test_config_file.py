@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,10 @@ from ray.serve.schema import ServeDeploySchema
 from focus_ray.serve.app import build
 from focus_ray.serve.args import ServeArgs
 from focus_ray.serve.config_file import load_args
+from focus_ray.serve.model_args import AutoscalingArgs
 
-EXAMPLES = sorted((Path(__file__).parents[2] / "cluster" / "configs").glob("*.yaml"))
+ROOT = Path(__file__).parents[2]
+EXAMPLES = sorted((ROOT / "cluster" / "configs").glob("*.yaml"))
 
 
 def written(folder: Path, text: str) -> Path:
@@ -37,6 +40,18 @@ def test_examples_are_valid_here_and_as_args_of_ray_serve(path):
 
 def test_there_is_an_example():
     assert EXAMPLES
+
+
+def test_what_the_documentation_shows_is_valid(tmp_path):
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "serving.md").read_text(), re.DOTALL)
+    whole, deployed, part = blocks
+    assert len(load_args(written(tmp_path, whole)).served) == 2
+    [application] = ServeDeploySchema.model_validate(yaml.safe_load(deployed)).applications
+    assert application.import_path == f"{build.__module__}:{build.__name__}"
+    assert ServeArgs.model_validate(application.args).served[0].num_replicas == 2
+    autoscaling = load_args(written(tmp_path, part)).autoscaling
+    defaults = AutoscalingArgs(max_replicas=8)
+    assert autoscaling == defaults  # what it shows beside max_replicas is said to be default
 
 
 def test_serve_finds_the_class_of_args():
