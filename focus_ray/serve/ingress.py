@@ -10,7 +10,15 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, FastAPI, Request, Response, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, SecretStr
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    SecretStr,
+)
 
 from focus_ray import __version__
 from focus_ray.serve import http_errors
@@ -55,6 +63,10 @@ class IngressSettings(BaseModel):
         None, description="Bearer token that requests must bring; None: open to all."
     )
     max_body_bytes: PositiveInt = Field(16 * 2**20, description="Longest request body.")
+    max_handovers: NonNegativeInt = Field(
+        3,
+        description="How often a request whose engine dies is continued by another one; 0: never.",
+    )
     health_timeout_s: PositiveFloat = Field(10.0, description="Wait for an engine's answer.")
 
 

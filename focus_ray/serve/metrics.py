@@ -84,6 +84,12 @@ class ReplicaMetrics:
             "Seconds per token after the first, of one completion.",
             SECONDS_PER_TOKEN,
         )
+        self._taken_over = Counter(
+            f"{PREFIX}requests_taken_over",
+            "Requests that another replica had begun.",
+            LABELS,
+            registry=self._registry,
+        ).labels(model_name, replica_name)
         self._refused = Counter(
             f"{PREFIX}requests_refused",
             "Requests that ended in an error, by reason.",
@@ -100,6 +106,10 @@ class ReplicaMetrics:
             reason = next(name for kind, name in REFUSALS.items() if isinstance(error, kind))
             self._refused.labels(*self._labels, reason).inc()
             raise
+
+    def count_taken_over(self) -> None:
+        """Count a request that another replica had begun."""
+        self._taken_over.inc()
 
     def take(self, delta: TokenDelta) -> None:
         """Observe a completion at its end; one that was cut off says nothing about latency."""

@@ -120,8 +120,13 @@ class Replica:
                 prompt_token_ids=prompt_token_ids,
                 params=submission.params,
                 prompt=prompt.text if isinstance(prompt, TextPrompt) else None,
+                continued=submission.continued,
             )
-            untold = set(range(submission.params.n) if submission.with_prompt_token_ids else ())
+            if request.continued is not None:
+                self._metrics.count_taken_over()
+            untold = set[int]()
+            if submission.with_prompt_token_ids:
+                untold = {index for index, sent in request.emitted_before.items() if not sent}
             async with aclosing(self._engine.generate(request)) as deltas:
                 async for delta in deltas:
                     self._metrics.take(delta)
