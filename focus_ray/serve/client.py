@@ -1,7 +1,7 @@
 """What the ingress asks of engines, wherever they run.
 
-``replica.Replica`` is one in the same process, ``ray_client.RayEngineClient`` reaches those behind a
-Serve handle, and ``handover.HandoverClient`` around it lets requests outlive them.
+``replica.Replica`` is one in the same process, ``ray_client.RayEngineClient`` reaches those behind
+a Serve handle, and ``handover.HandoverClient`` around it lets requests outlive them.
 """
 
 from __future__ import annotations
