@@ -7,12 +7,15 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from focus_ray.config import EngineConfig
 from focus_ray.engine.outputs import RequestStats
 from focus_ray.errors import EngineDead, EngineOverloaded, RequestRejected
 from focus_ray.sampling import SamplingParams
 from focus_ray.serve import handover
 from focus_ray.serve.handover import HandoverClient
 from focus_ray.serve.messages import Chunk, Submission, TextPrompt
+from focus_ray.serve.metrics import as_text
+from focus_ray.serve.replica import Replica
 
 ANSWER = "the quick brown fox"
 FULL = EngineOverloaded("full", 0.5)
@@ -190,3 +193,18 @@ async def test_closing_it_ends_the_engines_request():
     await anext(stream)
     await stream.aclose()
     assert engines.closed == 2
+
+
+async def test_a_replica_goes_on_behind_what_was_sent(fake_engine_factory):
+    """And tells the prompt's ids to those alone who have not heard them."""
+    replica = Replica(EngineConfig(device="cpu"), "fake", engine_factory=fake_engine_factory)
+    continued = {0: tuple(map(ord, "abcde")), 2: ()}
+    params, prompt = SamplingParams(n=3), TextPrompt("abcdefghi")
+    stream = replica.generate(Submission("a", prompt, params, True, continued=continued))
+    chunks = [chunk async for chunk in stream]
+    assert (text_of(chunks, 0), text_of(chunks, 2)) == ("fghi", "abcdefghi")
+    assert {chunk.index for chunk in chunks} == {0, 2}
+    assert [chunk.index for chunk in chunks if chunk.prompt_token_ids] == [2]
+    assert b'taken_over_total{model_name="fake",replica="0"} 1.0' in as_text(
+        await replica.metrics()
+    )
