@@ -31,6 +31,10 @@ class EngineClient(Protocol):
         """Ask the engine itself; EngineDead if it does not answer within ``timeout_s``."""
         ...
 
+    async def states(self) -> dict[str, int]:
+        """Number of replicas by state, those that are about to start included."""
+        ...
+
     async def metrics(self) -> list[Metric]:
         """Metric families of every engine, each family once."""
         ...

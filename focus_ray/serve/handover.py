@@ -103,6 +103,9 @@ class HandoverClient:
     async def check_alive(self, timeout_s: float) -> None:
         await self._client.check_alive(timeout_s)
 
+    async def states(self) -> dict[str, int]:
+        return await self._client.states()
+
     async def metrics(self) -> list[Metric]:
         return await self._client.metrics()
 

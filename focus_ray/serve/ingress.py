@@ -26,6 +26,7 @@ from focus_ray.serve.answering import Task, answer
 from focus_ray.serve.bodies import add_schemas, describe_body, describe_errors, read_body
 from focus_ray.serve.chat_writer import ChatWriter
 from focus_ray.serve.client import EngineClient
+from focus_ray.serve.cluster_view import ClusterView, view_of
 from focus_ray.serve.completion_writer import CompletionWriter
 from focus_ray.serve.http_errors import ModelNotFound, Unauthorized
 from focus_ray.serve.messages import ModelInfo, Submission
@@ -148,6 +149,13 @@ class Ingress:
         families = await asyncio.wait_for(self._client.metrics(), timeout_s)
         return Response(as_text(families), media_type=CONTENT_TYPE_LATEST)
 
+    async def cluster(self) -> ClusterView:
+        """Replicas, what they hold and what their GPUs do."""
+        timeout_s = self._settings.health_timeout_s
+        asked = asyncio.gather(self._client.states(), self._client.metrics())
+        states, families = await asyncio.wait_for(asked, timeout_s)
+        return ClusterView(models=[view_of(self._name(None), states, families)])
+
     async def version(self) -> VersionReply:
         """Version of this server."""
         return VersionReply(version=__version__)
@@ -246,5 +254,6 @@ def _open(ingress: Ingress) -> APIRouter:
     router = APIRouter()
     router.add_api_route("/health", ingress.health, responses=describe_errors(503))
     router.add_api_route("/metrics", ingress.metrics)
+    router.add_api_route("/cluster", ingress.cluster, responses=describe_errors(503))
     router.add_api_route("/version", ingress.version)
     return router

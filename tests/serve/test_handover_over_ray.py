@@ -121,6 +121,12 @@ def num_taken_over(server: LocalServer) -> float:
     return sum(float(x.rpartition(" ")[2]) for x in text.splitlines() if x.startswith(name))
 
 
+def test_the_cluster_is_seen(server: LocalServer) -> None:
+    (model,) = httpx.get(f"{server.url}/cluster", timeout=30).json()["models"]
+    assert (model["model"], model["states"]) == ("tiny", {"RUNNING": 2})
+    assert len({replica["replica"] for replica in model["replicas"]}) == 2
+
+
 def test_killing_a_replica_under_load_is_no_more_than_a_pause(server: LocalServer) -> None:
     """Greedy and seeded texts, streamed and whole, are those of an undisturbed run."""
     begun = threading.Semaphore(0)
