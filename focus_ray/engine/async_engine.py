@@ -110,7 +110,7 @@ class AsyncEngine:
             EngineOverloaded: before the first delta; the queue is full.
             EngineDead: at any time.
         """
-        stream = _Stream(request.params.n)
+        stream = _Stream(len(request.emitted_before))
         added = asyncio.wrap_future(self._call(lambda: self._add(request, stream)))
         try:
             await asyncio.shield(added)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Literal, NamedTuple
 
@@ -21,12 +22,21 @@ class GenerationRequest:
         request_id: unique among the requests that run; chosen by the caller.
         prompt_token_ids: at least one id of the vocabulary, never the mask id.
         prompt: the text the ids came from, kept for outputs; None for token-id prompts.
+        continued: of a request that another engine did not finish, the ids of the tokens that each
+            completion had emitted there, by its index; those that had ended are left out. What
+            these ids stand for is not emitted again. None: every completion begins here.
     """
 
     request_id: str
     prompt_token_ids: tuple[int, ...]
     params: SamplingParams
     prompt: str | None = None
+    continued: Mapping[int, tuple[int, ...]] | None = None
+
+    @property
+    def emitted_before(self) -> Mapping[int, tuple[int, ...]]:
+        """Every completion that is to run, by its index, with what it has emitted already."""
+        return dict.fromkeys(range(self.params.n), ()) if self.continued is None else self.continued
 
 
 @dataclass(frozen=True)

@@ -170,6 +170,7 @@ class Slots:
             params=sequence.params,
             seed=sequence.seed,
             stop_token_ids=tuple(sequence.stop_token_ids),
+            forced_ids_B=sequence.forced_ids(self.mask_token_id),
         )
 
     def vacate(self, slot: int) -> None:

@@ -17,6 +17,7 @@ from ray.serve.handle import DeploymentHandle
 from focus_ray.cluster.placement import placement
 from focus_ray.config import EngineConfig
 from focus_ray.serve.args import ServeArgs
+from focus_ray.serve.handover import HandoverClient
 from focus_ray.serve.ingress import IngressSettings, create_app
 from focus_ray.serve.ray_client import RayEngineClient
 from focus_ray.serve.replica import EngineFactory, Replica, start_engine
@@ -56,7 +57,8 @@ class IngressDeployment:
         self._settings = settings
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_app(RayEngineClient(self._engines), self._settings)
+        client = HandoverClient(RayEngineClient(self._engines), self._settings.max_handovers)
+        return create_app(client, self._settings)
 
 
 def build(args: ServeArgs) -> serve.Application:

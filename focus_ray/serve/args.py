@@ -7,6 +7,7 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     SecretStr,
@@ -27,6 +28,10 @@ class ServeArgs(BaseModel):
     )
     api_key: SecretStr | None = Field(None, description="Bearer token to ask for.")
     max_body_bytes: PositiveInt = Field(16 * 2**20, description="Longest request body.")
+    max_handovers: NonNegativeInt = Field(
+        3,
+        description="How often a request whose engine dies is continued by another one; 0: never.",
+    )
     num_replicas: PositiveInt = Field(1, description="Engines, each with the whole model.")
     num_cpus: PositiveFloat | None = Field(
         None, description="Cores, and torch threads, of a rank; None: 1 beside a GPU, else all."
@@ -43,4 +48,5 @@ class ServeArgs(BaseModel):
             served_model_names=self.served_model_name or (self.engine.model,),
             api_key=self.api_key,
             max_body_bytes=self.max_body_bytes,
+            max_handovers=self.max_handovers,
         )

@@ -10,7 +10,15 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, FastAPI, Request, Response, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, SecretStr
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    SecretStr,
+)
 
 from focus_ray import __version__
 from focus_ray.serve import http_errors
@@ -18,6 +26,7 @@ from focus_ray.serve.answering import Task, answer
 from focus_ray.serve.bodies import add_schemas, describe_body, describe_errors, read_body
 from focus_ray.serve.chat_writer import ChatWriter
 from focus_ray.serve.client import EngineClient
+from focus_ray.serve.cluster_view import ClusterView, view_of
 from focus_ray.serve.completion_writer import CompletionWriter
 from focus_ray.serve.http_errors import ModelNotFound, Unauthorized
 from focus_ray.serve.messages import ModelInfo, Submission
@@ -55,6 +64,10 @@ class IngressSettings(BaseModel):
         None, description="Bearer token that requests must bring; None: open to all."
     )
     max_body_bytes: PositiveInt = Field(16 * 2**20, description="Longest request body.")
+    max_handovers: NonNegativeInt = Field(
+        3,
+        description="How often a request whose engine dies is continued by another one; 0: never.",
+    )
     health_timeout_s: PositiveFloat = Field(10.0, description="Wait for an engine's answer.")
 
 
@@ -135,6 +148,13 @@ class Ingress:
         timeout_s = self._settings.health_timeout_s
         families = await asyncio.wait_for(self._client.metrics(), timeout_s)
         return Response(as_text(families), media_type=CONTENT_TYPE_LATEST)
+
+    async def cluster(self) -> ClusterView:
+        """Replicas, what they hold and what their GPUs do."""
+        timeout_s = self._settings.health_timeout_s
+        asked = asyncio.gather(self._client.states(), self._client.metrics())
+        states, families = await asyncio.wait_for(asked, timeout_s)
+        return ClusterView(models=[view_of(self._name(None), states, families)])
 
     async def version(self) -> VersionReply:
         """Version of this server."""
@@ -234,5 +254,6 @@ def _open(ingress: Ingress) -> APIRouter:
     router = APIRouter()
     router.add_api_route("/health", ingress.health, responses=describe_errors(503))
     router.add_api_route("/metrics", ingress.metrics)
+    router.add_api_route("/cluster", ingress.cluster, responses=describe_errors(503))
     router.add_api_route("/version", ingress.version)
     return router

@@ -68,7 +68,7 @@ class ReplicaMetrics:
 
     def __init__(self, load: Callable[[], EngineLoad], model_name: str, replica_name: str) -> None:
         self._load = load
-        self._labels = (model_name, replica_name)
+        self.labels = (model_name, replica_name)
         self._registry = CollectorRegistry()
         self._first_token_s = self._histogram(
             "time_to_first_token_seconds", "Arrival to first token.", SECONDS
@@ -84,6 +84,12 @@ class ReplicaMetrics:
             "Seconds per token after the first, of one completion.",
             SECONDS_PER_TOKEN,
         )
+        self._taken_over = Counter(
+            f"{PREFIX}requests_taken_over",
+            "Requests that another replica had begun.",
+            LABELS,
+            registry=self._registry,
+        ).labels(model_name, replica_name)
         self._refused = Counter(
             f"{PREFIX}requests_refused",
             "Requests that ended in an error, by reason.",
@@ -98,8 +104,12 @@ class ReplicaMetrics:
             yield
         except (RequestRejected, EngineOverloaded, EngineDead) as error:
             reason = next(name for kind, name in REFUSALS.items() if isinstance(error, kind))
-            self._refused.labels(*self._labels, reason).inc()
+            self._refused.labels(*self.labels, reason).inc()
             raise
+
+    def count_taken_over(self) -> None:
+        """Count a request that another replica had begun."""
+        self._taken_over.inc()
 
     def take(self, delta: TokenDelta) -> None:
         """Observe a completion at its end; one that was cut off says nothing about latency."""
@@ -119,11 +129,11 @@ class ReplicaMetrics:
         families: list[Metric] = []
         for name, (text, read) in GAUGES.items():
             gauge = GaugeMetricFamily(PREFIX + name, text, labels=LABELS)
-            gauge.add_metric(self._labels, read(load))
+            gauge.add_metric(self.labels, read(load))
             families.append(gauge)
         for name, (text, read) in TOTALS.items():
             total = CounterMetricFamily(PREFIX + name, text, labels=LABELS)
-            total.add_metric(self._labels, read(load))
+            total.add_metric(self.labels, read(load))
             families.append(total)
         finished = CounterMetricFamily(
             f"{PREFIX}request_success",
@@ -131,12 +141,12 @@ class ReplicaMetrics:
             labels=(*LABELS, "finished_reason"),
         )
         for reason, count in load.finished.items():
-            finished.add_metric((*self._labels, reason), count)
+            finished.add_metric((*self.labels, reason), count)
         return [*families, finished, *self._registry.collect()]
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
         family = Histogram(PREFIX + name, text, LABELS, buckets=buckets, registry=self._registry)
-        return family.labels(*self._labels)
+        return family.labels(*self.labels)
 
 
 def merge_families(replicas: Iterable[Iterable[Metric]]) -> list[Metric]:

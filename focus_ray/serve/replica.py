@@ -7,6 +7,7 @@ can never disagree, the ingress needs no model files, and its event loop never t
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -14,9 +15,11 @@ from typing import Any, Protocol
 
 from prometheus_client import Metric
 
+from focus_ray.cluster.telemetry import GpuTelemetry
 from focus_ray.config import EngineConfig
 from focus_ray.engine.outputs import EngineLoad, GenerationRequest, TokenDelta, TokenLogprob
 from focus_ray.errors import RequestRejected
+from focus_ray.serve.gpu_metrics import gpu_families
 from focus_ray.serve.messages import (
     ChatPrompt,
     Chunk,
@@ -102,6 +105,7 @@ class Replica:
     ) -> None:
         self._engine = engine_factory(config)
         self._metrics = ReplicaMetrics(self._engine.load, model_name, replica_name)
+        self._telemetry = GpuTelemetry(os.environ) if config.device != "cpu" else None
 
     async def generate(self, submission: Submission) -> AsyncGenerator[Chunk, None]:
         """Chunks of all completions, interleaved; closing aborts the engine's request."""
@@ -120,8 +124,13 @@ class Replica:
                 prompt_token_ids=prompt_token_ids,
                 params=submission.params,
                 prompt=prompt.text if isinstance(prompt, TextPrompt) else None,
+                continued=submission.continued,
             )
-            untold = set(range(submission.params.n) if submission.with_prompt_token_ids else ())
+            if request.continued is not None:
+                self._metrics.count_taken_over()
+            untold = set[int]()
+            if submission.with_prompt_token_ids:
+                untold = {index for index, sent in request.emitted_before.items() if not sent}
             async with aclosing(self._engine.generate(request)) as deltas:
                 async for delta in deltas:
                     self._metrics.take(delta)
@@ -162,9 +171,17 @@ class Replica:
         """Raises EngineDead."""
         await self._engine.check_alive(timeout_s)
 
+    async def states(self) -> dict[str, int]:
+        """It runs, as it answers."""
+        return {"RUNNING": 1}
+
     async def metrics(self) -> list[Metric]:
-        """This engine's metric families."""
-        return self._metrics.collect()
+        """This engine's metric families, and those of its GPUs."""
+        families = self._metrics.collect()
+        if self._telemetry is not None:
+            readings = await asyncio.to_thread(self._telemetry.read)
+            families += gpu_families(readings, *self._metrics.labels)
+        return families
 
     def shutdown(self) -> None:
         """Stop the engine."""

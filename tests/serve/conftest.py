@@ -82,7 +82,8 @@ class FakeEngine:
         prompt = "".join(map(chr, request.prompt_token_ids))
         self.refuse(prompt, request)
         self.running.add(request.request_id)
-        unfinished = request.params.n
+        sent = {index: len(ids) for index, ids in request.emitted_before.items()}
+        unfinished = len(sent)
         try:
             limit = request.params.max_tokens or self.max_model_len - len(prompt)
             answer = prompt * 1000 if "forever" in prompt else prompt
@@ -92,10 +93,11 @@ class FakeEngine:
                 self.steps += 1
                 if "dies midway" in prompt and start >= 2 * BLOCK:
                     raise EngineDead("the engine died midway")
-                for index in range(request.params.n):
+                for index, first in sent.items():
                     last = start + BLOCK >= len(ids)
                     unfinished -= last
-                    yield self.delta(request, index, ids[start : start + BLOCK], last, limit)
+                    if new := ids[max(start, first) : start + BLOCK]:
+                        yield self.delta(request, index, new, last, limit)
         finally:
             self.running.discard(request.request_id)
             if unfinished:
