@@ -42,7 +42,7 @@ class StepRunner(Protocol):
 
 @dataclass(frozen=True)
 class EngineParts:
-    """What an engine is made of."""
+    """What an engine is made of; ``saturation_tokens`` of a step are enough to fill its device."""
 
     scheduler: Scheduler
     runner: StepRunner
@@ -50,6 +50,7 @@ class EngineParts:
     stop_token_ids: frozenset[int]
     tokenizer: Tokenizer | None
     ranks: RankGroup | None = None
+    saturation_tokens: int = 1
 
 
 def assemble(
@@ -118,6 +119,7 @@ def _parts(
         stop_token_ids=frozenset(spec.stop_token_ids),
         tokenizer=Tokenizer.from_path(tokenizer_path),
         ranks=ranks,
+        saturation_tokens=rank.saturation_tokens,
     )
     settle(rank.runner)
     return parts

@@ -53,6 +53,7 @@ class Engine:
         # Also when nobody closes it: a rank is a process.
         self._close = weakref.finalize(self, _close_ranks, parts.ranks)
         self._scheduler = parts.scheduler
+        self._saturation_tokens = parts.saturation_tokens
         self._stop_token_ids = parts.stop_token_ids
         self._seeds = random.Random(config.seed)
         self._completions: dict[str, dict[int, Completion]] = {}
@@ -183,6 +184,7 @@ class Engine:
             finished=dict(self._finished),
             step_s=self._step_s,
             host_s=self._host_s,
+            saturation_tokens=self._saturation_tokens,
             **asdict(self._scheduler.counts),
         )
 

@@ -210,6 +210,8 @@ class EngineLoad(DecodingCounts):
     ``num_steps`` are passes of the whole batch; ``denoising_steps`` are summed over sequences.
     ``step_s`` is the time of a step lately; ``host_s`` is what all steps so far took, less the time
     in which the host waited for the device.
+
+    ``saturation_tokens`` are those of a step from which on larger steps are hardly faster.
     """
 
     num_running: int
@@ -225,6 +227,7 @@ class EngineLoad(DecodingCounts):
     finished: dict[str, int]
     step_s: float
     host_s: float = 0.0
+    saturation_tokens: int = 1
 
     @property
     def host_s_per_step(self) -> float:
