@@ -103,6 +103,11 @@ def _parts(
                 block_length=spec.block_length,
                 mask_token_id=spec.mask_token_id,
                 record_trace=config.record_trace,
+                max_decode_tokens=(
+                    None
+                    if config.max_occupancy is None
+                    else config.max_occupancy * rank.saturation_tokens
+                ),
             ),
             PagePool(rank.num_pages, sizes.page_size, config.enable_prefix_caching),
         ),

@@ -81,6 +81,11 @@ class Sequence:
         return self.prompt_len + self.params.max_tokens
 
     @property
+    def num_left(self) -> int:
+        """Tokens that it may still emit, while it has no slot."""
+        return self.limit - self.prompt_len - self.num_emitted
+
+    @property
     def remaining_prefill(self) -> int:
         """Committed tokens whose KV is neither in the pages nor planned; 0 once it decodes."""
         if self.state is SequenceState.DECODING:
