@@ -29,6 +29,7 @@ from focus_ray.serve.messages import (
     TokenText,
 )
 from focus_ray.serve.metrics import ReplicaMetrics
+from focus_ray.serve.replica_load import ReplicaLoad
 
 # JSON has no -inf; OpenAI writes this for tokens that cannot be.
 MIN_LOGPROB = -9999.0
@@ -121,10 +122,11 @@ class Replica:
                 params=submission.params,
                 prompt=prompt.text if isinstance(prompt, TextPrompt) else None,
             )
+            observer = self._metrics.observer()
             untold = set(range(submission.params.n) if submission.with_prompt_token_ids else ())
             async with aclosing(self._engine.generate(request)) as deltas:
                 async for delta in deltas:
-                    self._metrics.take(delta)
+                    observer.take(delta)
                     first = delta.index in untold
                     untold.discard(delta.index)
                     yield self._chunk(delta, prompt_token_ids if first else None)
@@ -165,6 +167,10 @@ class Replica:
     async def metrics(self) -> list[Metric]:
         """This engine's metric families."""
         return self._metrics.collect()
+
+    def record_routing_stats(self) -> dict[str, float]:
+        """This engine's load for routers; Ray Serve asks often and passes it on."""
+        return ReplicaLoad.of(self._engine.load()).as_routing_stats()
 
     def shutdown(self) -> None:
         """Stop the engine."""
