@@ -37,28 +37,27 @@ def cache_dir() -> Path:
 
 def load_costs(key: CostKey) -> StepCosts | None:
     """What was kept for exactly this key; None where there is nothing that can be used."""
-    path = _path(key)
     try:
-        kept = json.loads(path.read_text())
+        kept = json.loads(_path(key).read_text())
         if kept["key"] != dict(key):
             return None
         return StepCosts(**{name: _curve(points) for name, points in kept["costs"].items()})
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        logger.warning("kept step costs in %s cannot be used: %s", path, error)
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
+        logger.warning("step costs that were kept cannot be used: %r", error)
         return None
 
 
 def keep_costs(key: CostKey, costs: StepCosts) -> StepCosts:
     """Keep what was measured; returns what is to be used, which somebody else may have kept."""
-    path = _path(key)
     try:
+        path = _path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".new", delete=False) as file:
             json.dump({"key": dict(key), "costs": asdict(costs)}, file)
         return _publish(Path(file.name), path, key, costs)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # the latter where there is no home directory
         logger.info("step costs are not kept for the next start: %s", error)
         return costs
 
@@ -66,7 +65,7 @@ def keep_costs(key: CostKey, costs: StepCosts) -> StepCosts:
 def _publish(written: Path, path: Path, key: CostKey, costs: StepCosts) -> StepCosts:
     """Give a whole file its name, unless there is a good one by now."""
     try:
-        with suppress(FileExistsError):
+        with suppress(OSError):  # there is one already, or the file system has no links
             os.link(written, path)  # unlike a rename, it never replaces
             return costs
         kept = load_costs(key)

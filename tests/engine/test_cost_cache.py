@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from focus_ray.config import EngineConfig
-from focus_ray.engine import build_runner
+from focus_ray.engine import build_runner, cost_cache
 from focus_ray.engine.cost_cache import cache_dir, keep_costs, load_costs
 from focus_ray.engine.costs import StepCosts
 from focus_ray.engine.engine import Engine
@@ -78,6 +78,29 @@ def test_a_folder_that_cannot_be_written_is_done_without(
         assert keep_costs(KEY, COSTS) is COSTS
         assert load_costs(KEY) is None
     assert "not kept" in caplog.text
+
+
+def test_a_user_without_a_home_does_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless(path: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("FOCUS_RAY_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    assert load_costs(KEY) is None
+    assert keep_costs(KEY, COSTS) is COSTS
+
+
+def test_a_file_system_without_links_keeps_them_too(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_links(*paths: object) -> None:
+        raise PermissionError("Operation not permitted")
+
+    monkeypatch.setattr(cost_cache.os, "link", no_links)
+    assert keep_costs(KEY, COSTS) is COSTS
+    assert keep_costs(KEY, OTHER) == COSTS
+    assert len(list((folder / "step-costs").iterdir())) == 1
 
 
 def test_where_the_cache_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
