@@ -53,6 +53,8 @@ class Engine:
         # Also when nobody closes it: a rank is a process.
         self._close = weakref.finalize(self, _close_ranks, parts.ranks)
         self._scheduler = parts.scheduler
+        self._saturation_tokens = parts.saturation_tokens
+        self._epoch = 0
         self._stop_token_ids = parts.stop_token_ids
         self._seeds = random.Random(config.seed)
         self._completions: dict[str, dict[int, Completion]] = {}
@@ -84,7 +86,7 @@ class Engine:
         """
         params = self._resolve(request)
         waiting = len(self._scheduler.waiting) + len(request.emitted_before)
-        room = self.config.max_num_waiting + self._scheduler.num_free_slots
+        room = self.config.max_num_waiting + self._scheduler.num_free_places
         if waiting > room:
             raise EngineOverloaded(
                 f"{len(self._scheduler.waiting)} sequences wait already, this engine queues "
@@ -166,11 +168,13 @@ class Engine:
     def load(self) -> EngineLoad:
         """What the engine holds now and has done so far."""
         pool = self._scheduler.pool
+        self._epoch += 1
         return EngineLoad(
             num_running=self._scheduler.num_running,
             num_waiting=len(self._scheduler.waiting),
             free_pages=pool.num_free,
             total_pages=pool.num_pages,
+            page_size=pool.page_size,
             num_steps=self._totals["steps"],
             prefill_tokens=self._totals["prefill_tokens"],
             cached_prefix_tokens=self._scheduler.num_cached_tokens,
@@ -180,6 +184,9 @@ class Engine:
             finished=dict(self._finished),
             step_s=self._step_s,
             host_s=self._host_s,
+            epoch=self._epoch,
+            saturation_tokens=self._saturation_tokens,
+            **vars(self._scheduler.forecast()),
             **asdict(self._scheduler.counts),
         )
 

@@ -89,6 +89,11 @@ class Sequence:
         return tuple(self.canvas[self.prompt_len : end].tolist())
 
     @property
+    def num_left(self) -> int:
+        """Tokens that it may still emit, while it has no slot."""
+        return self.limit - self.prompt_len - self.num_emitted
+
+    @property
     def remaining_prefill(self) -> int:
         """Committed tokens whose KV is neither in the pages nor planned; 0 once it decodes."""
         if self.state is SequenceState.DECODING:

@@ -6,6 +6,7 @@ per step. What concerns one request is observed when its completions end.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
@@ -14,6 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from focus_ray.engine.outputs import EngineLoad, TokenDelta
 from focus_ray.errors import EngineDead, EngineOverloaded, RequestRejected
+from focus_ray.serve.replica_load import ReplicaLoad
 
 PREFIX = "focus_ray:"
 LABELS = ("model_name", "replica")
@@ -30,6 +32,34 @@ GAUGES: dict[str, tuple[str, Callable[[EngineLoad], float]]] = {
     "num_requests_waiting": ("Sequences that wait for a place.", lambda x: x.num_waiting),
     "kv_cache_usage_perc": ("Share of the KV pages in use, 0 to 1.", lambda x: x.kv_usage),
     "step_seconds": ("Duration of a denoising step, lately.", lambda x: x.step_s),
+    "effective_batch_occupancy": (
+        "Predicted tokens of a step, of running and waiting sequences, over the saturation budget.",
+        lambda x: ReplicaLoad.of(x).occupancy,
+    ),
+    "saturation_tokens": (
+        "Tokens of a step from which on larger steps are hardly faster.",
+        lambda x: x.saturation_tokens,
+    ),
+    "next_step_tokens": (
+        "Tokens that running sequences are predicted to process in the next step.",
+        lambda x: x.next_step_tokens,
+    ),
+    "waiting_tokens": (
+        "Tokens that a step would have besides, did those run that wait.",
+        lambda x: x.waiting_tokens,
+    ),
+    "remaining_tokens": (
+        "Tokens that all sequences have still to process, at most.",
+        lambda x: x.remaining_tokens,
+    ),
+    "retained_ratio": (
+        "Share of the tokens of decoding that went past layer 1, lately.",
+        lambda x: x.retained_ratio,
+    ),
+    "tokens_per_step": (
+        "Tokens that a step decoded of a sequence, lately.",
+        lambda x: x.decoded_per_step,
+    ),
 }
 TOTALS: dict[str, tuple[str, Callable[[EngineLoad], float]]] = {
     "prompt_tokens": ("Tokens of accepted prompts.", lambda x: x.prompt_tokens),
@@ -90,6 +120,11 @@ class ReplicaMetrics:
             LABELS,
             registry=self._registry,
         ).labels(model_name, replica_name)
+        self._between_s = self._histogram(
+            "inter_token_latency_seconds",
+            "Seconds that a completion's tokens came after those before them.",
+            SECONDS_PER_TOKEN,
+        )
         self._refused = Counter(
             f"{PREFIX}requests_refused",
             "Requests that ended in an error, by reason.",
@@ -111,7 +146,15 @@ class ReplicaMetrics:
         """Count a request that another replica had begun."""
         self._taken_over.inc()
 
-    def take(self, delta: TokenDelta) -> None:
+    def observer(self) -> RequestObserver:
+        """For the deltas of one request."""
+        return RequestObserver(self)
+
+    def observe_wait(self, seconds: float) -> None:
+        """Observe the time between one completion's tokens and its next."""
+        self._between_s.observe(seconds)
+
+    def observe_end(self, delta: TokenDelta) -> None:
         """Observe a completion at its end; one that was cut off says nothing about latency."""
         stats = delta.stats
         if stats is None or delta.finish_reason == "abort":
@@ -147,6 +190,24 @@ class ReplicaMetrics:
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
         family = Histogram(PREFIX + name, text, LABELS, buckets=buckets, registry=self._registry)
         return family.labels(*self.labels)
+
+
+class RequestObserver:
+    """Sees every delta of a request, and when it came."""
+
+    def __init__(self, metrics: ReplicaMetrics) -> None:
+        self._metrics = metrics
+        self._last_at: dict[int, float] = {}  # by completion
+
+    def take(self, delta: TokenDelta) -> None:
+        """The next delta of one of the completions, now."""
+        if delta.token_ids:
+            now = time.monotonic()
+            if (last := self._last_at.get(delta.index)) is not None:
+                self._metrics.observe_wait(now - last)
+            self._last_at[delta.index] = now
+        if delta.finish_reason is not None:
+            self._metrics.observe_end(delta)
 
 
 def merge_families(replicas: Iterable[Iterable[Metric]]) -> list[Metric]:

@@ -32,6 +32,7 @@ from focus_ray.serve.messages import (
     TokenText,
 )
 from focus_ray.serve.metrics import ReplicaMetrics
+from focus_ray.serve.replica_load import ReplicaLoad
 
 # JSON has no -inf; OpenAI writes this for tokens that cannot be.
 MIN_LOGPROB = -9999.0
@@ -131,9 +132,10 @@ class Replica:
             untold = set[int]()
             if submission.with_prompt_token_ids:
                 untold = {index for index, sent in request.emitted_before.items() if not sent}
+            observer = self._metrics.observer()
             async with aclosing(self._engine.generate(request)) as deltas:
                 async for delta in deltas:
-                    self._metrics.take(delta)
+                    observer.take(delta)
                     first = delta.index in untold
                     untold.discard(delta.index)
                     yield self._chunk(delta, prompt_token_ids if first else None)
@@ -182,6 +184,10 @@ class Replica:
             readings = await asyncio.to_thread(self._telemetry.read)
             families += gpu_families(readings, *self._metrics.labels)
         return families
+
+    def record_routing_stats(self) -> dict[str, float]:
+        """This engine's load for routers; Ray Serve asks often and passes it on."""
+        return ReplicaLoad.of(self._engine.load()).as_routing_stats()
 
     def shutdown(self) -> None:
         """Stop the engine."""

@@ -46,6 +46,7 @@ def generate(path: str, device: str) -> dict[str, list[int]]:
             max_model_len=48,
             max_num_seqs=4,
             max_num_batched_tokens=64,
+            saturation_tokens=64,  # the interpreter is not measured
             confidence_threshold=0.5,
         )
     )

@@ -171,6 +171,15 @@ class FakeEngine:
             num_preemptions=1,
             finished={"stop": 2, "length": 1, "abort": 0},
             step_s=0.25,
+            epoch=self.steps,
+            page_size=32,
+            saturation_tokens=200,
+            next_step_tokens=60.5,
+            waiting_tokens=39.5,
+            remaining_tokens=7000.0,
+            tokens_per_sequence=8.5,
+            retained_ratio=0.4,
+            decoded_per_step=2.5,
         )
 
     async def check_alive(self, timeout_s):

@@ -236,6 +236,7 @@ def generate(
             num_pages=sum(len(case["final_canvas"]) // page_size + 2 for case in cases),
             max_num_seqs=len(cases),
             max_num_batched_tokens=512,  # few sizes to record on a GPU
+            saturation_tokens=512,  # not measured
             decoding="block",
             record_trace=True,
         )
