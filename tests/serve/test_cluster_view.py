@@ -16,6 +16,7 @@ from focus_ray.cluster.telemetry import GpuReading
 from focus_ray.serve.cluster_view import ClusterView, view_of
 from focus_ray.serve.gpu_metrics import gpu_families
 from focus_ray.serve.metrics import ReplicaMetrics, merge_families
+from focus_ray.serve.replica_load import ReplicaLoad
 
 runner = CliRunner()
 GPUS = [
@@ -27,10 +28,12 @@ GPUS = [
 @pytest.fixture(scope="module")
 def view(server):
     """Two replicas, the second on two GPUs, with an occupancy that is measured there alone."""
-    families = [ReplicaMetrics(server.engine.load, "tiny", name).collect() for name in "ba"]
-    occupancy = GaugeMetricFamily(
-        "focus_ray:effective_batch_occupancy", "", labels=("model_name", "replica")
-    )
+    name = "focus_ray:effective_batch_occupancy"
+    families = [
+        [family for family in metrics.collect() if family.name != name]
+        for metrics in (ReplicaMetrics(server.engine.load, "tiny", replica) for replica in "ba")
+    ]
+    occupancy = GaugeMetricFamily(name, "", labels=("model_name", "replica"))
     occupancy.add_metric(("tiny", "b"), 0.5)
     everything = merge_families([*families, gpu_families(GPUS, "tiny", "b"), [occupancy]])
     return view_of("tiny", {"RUNNING": 2, "STARTING": 1}, everything)
@@ -50,7 +53,7 @@ def test_the_route(server):
     assert (model["model"], model["states"]) == ("fake", {"RUNNING": 1})
     (replica,) = model["replicas"]
     assert replica["step_seconds"] == 0.25
-    assert replica["occupancy"] is None
+    assert replica["occupancy"] == ReplicaLoad.of(server.engine.load()).occupancy
     assert "ClusterView" in server.get("/openapi.json").json()["components"]["schemas"]
 
 
