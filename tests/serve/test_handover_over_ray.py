@@ -24,7 +24,7 @@ from focus_ray.serve.local import LocalServer
 pytestmark = pytest.mark.timeout(300)
 
 REPLICA = "ray::ServeReplica:focus-ray:engine"
-NUM_STREAMS = 8
+NUM_STREAMS, NUM_TOKENS = 8, 96
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def body(number: int) -> dict[str, Any]:
     """A long answer, greedy or drawn with a seed."""
     return {
         "prompt": f"Tell me all about the number {number}:",
-        "max_tokens": 240,
+        "max_tokens": NUM_TOKENS,
         "ignore_eos": True,
         "return_token_ids": True,
         **({"temperature": 0.7, "seed": number} if number % 2 else {"temperature": 0.0}),
@@ -145,7 +145,7 @@ def test_killing_a_replica_under_load_is_no_more_than_a_pause(server: LocalServe
             assert said.text == expected.text
             assert said.token_ids == expected.token_ids
             assert said.finish_reason == expected.finish_reason == "length"
-            assert said.completion_tokens == expected.completion_tokens == 240
+            assert said.completion_tokens == expected.completion_tokens == NUM_TOKENS
         assert [each.result() for each in wholes] == undisturbed[:2]
     assert num_taken_over(server) > 0, "nobody was on the replica that was killed"
     assert time.monotonic() - killed_at < 60
