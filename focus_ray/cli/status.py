@@ -96,6 +96,7 @@ def look(url: str) -> dict[str, Any]:
         with urlopen(address, timeout=TIMEOUT_S) as reply:
             view = json.load(reply)
     except HTTPError as error:
+        error.close()  # it is the answer, too, with an open connection
         raise ServerError(f"{address}: {error.code} {error.reason}") from None
     except (OSError, HTTPException) as error:
         raise ServerError(f"cannot reach {url}: {getattr(error, 'reason', error)}") from None
