@@ -41,12 +41,16 @@ Prompt = TextPrompt | TokenPrompt | ChatPrompt
 
 @dataclass(frozen=True)
 class Submission:
-    """One prompt and what is wanted of it."""
+    """One prompt and what is wanted of it.
+
+    Requests that belong together share their ``session``.
+    """
 
     request_id: str
     prompt: Prompt
     params: SamplingParams
     with_prompt_token_ids: bool = False
+    session: str | None = None
 
 
 @dataclass(frozen=True)
