@@ -21,6 +21,7 @@ from focus_ray.serve.handover import HandoverClient
 from focus_ray.serve.ingress import IngressSettings, create_app
 from focus_ray.serve.ray_client import RayEngineClient
 from focus_ray.serve.replica import EngineFactory, Replica, start_engine
+from focus_ray.serve.router import router_config
 
 APP_NAME = "focus-ray"
 ENGINE_DEPLOYMENT = "engine"
@@ -77,6 +78,7 @@ def build_with(args: ServeArgs, engine_factory: EngineFactory) -> serve.Applicat
         num_replicas=args.num_replicas,
         max_ongoing_requests=capacity,
         max_queued_requests=capacity,
+        request_router_config=router_config(args.router),
         max_constructor_retry_count=args.max_start_attempts,
         ray_actor_options=resources,
         **placement(config.tensor_parallel_size, resources),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -15,6 +17,8 @@ from pydantic import (
 
 from focus_ray.config import EngineConfig
 from focus_ray.serve.ingress import IngressSettings
+
+RouterName = Literal["occupancy", "power_of_two"]
 
 
 class ServeArgs(BaseModel):
@@ -38,6 +42,11 @@ class ServeArgs(BaseModel):
     )
     num_gpus: NonNegativeFloat | None = Field(
         None, description="GPUs of a rank; None: 1 where the device is a GPU."
+    )
+    router: RouterName = Field(
+        "occupancy",
+        description="How a request finds its engine: by what engines' steps will process, or by "
+        "Serve's count of requests at two of them.",
     )
     max_start_attempts: PositiveInt = Field(
         3, description="Failed starts of an engine before the deployment has failed."

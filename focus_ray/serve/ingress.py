@@ -91,7 +91,11 @@ class Ingress:
         reply_id = f"chatcmpl-{uuid.uuid4().hex}"
         with_ids = bool(body.return_token_ids)
         submission = Submission(
-            reply_id, body.chat_prompt(body.messages), body.to_params(), with_ids
+            reply_id,
+            body.chat_prompt(body.messages),
+            body.to_params(),
+            with_ids,
+            _session(request, body.prompt_cache_key, body.user),
         )
         writer = ChatWriter(reply_id, self._name(body.model), body.with_usage, with_ids)
         task = Task((submission,), writer, bool(body.stream), body.with_usage)
@@ -103,8 +107,9 @@ class Ingress:
         reply_id = f"cmpl-{uuid.uuid4().hex}"
         with_ids = bool(body.return_token_ids)
         params = body.to_params()
+        session = _session(request, body.user)
         submissions = tuple(
-            Submission(f"{reply_id}-{number}", prompt, params, with_ids)
+            Submission(f"{reply_id}-{number}", prompt, params, with_ids, session)
             for number, prompt in enumerate(body.prompts())
         )
         writer = CompletionWriter(reply_id, self._name(body.model), body.with_usage, with_ids)
@@ -193,6 +198,11 @@ class Ingress:
         if self._info is None:
             self._info = await self._client.describe()
         return self._info
+
+
+def _session(request: Request, *named: str | None) -> str | None:
+    """What the client calls requests that belong together, in the first way that it used."""
+    return next((key for key in (request.headers.get("X-Session-Id"), *named) if key), None)
 
 
 def create_app(client: EngineClient, settings: IngressSettings) -> FastAPI:

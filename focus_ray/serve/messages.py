@@ -44,13 +44,15 @@ Prompt = TextPrompt | TokenPrompt | ChatPrompt
 class Submission:
     """One prompt and what is wanted of it.
 
-    ``continued`` is as in ``GenerationRequest``: what another replica has sent of it.
+    ``continued`` is as in ``GenerationRequest``: what another replica has sent of it. Requests that
+    belong together share their ``session``.
     """
 
     request_id: str
     prompt: Prompt
     params: SamplingParams
     with_prompt_token_ids: bool = False
+    session: str | None = None
     continued: Mapping[int, tuple[int, ...]] | None = None
 
 

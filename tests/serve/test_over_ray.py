@@ -99,6 +99,13 @@ def test_official_client(local):
     assert text == "<user>hi<assistant>"
 
 
+def test_prompts_of_one_request_all_find_an_engine(local):
+    """They share Serve's id of the request, by which its routers tell waiting calls apart."""
+    prompts = [f"prompt {number}" for number in range(12)]
+    response = complete(local, prompts)
+    assert [choice["text"] for choice in response.json()["choices"]] == prompts
+
+
 @pytest.mark.parametrize(
     ("prompt", "status", "param", "retry_after"),
     [
