@@ -44,7 +44,7 @@ class ServeArgs(BaseModel):
         None, description="GPUs of a rank; None: 1 where the device is a GPU."
     )
     router: RouterName = Field(
-        "occupancy",
+        "power_of_two",
         description="How a request finds its engine: by what engines' steps will process, or by "
         "Serve's count of requests at two of them.",
     )

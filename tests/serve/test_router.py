@@ -146,6 +146,6 @@ def test_without_numbers_all_are_used(handle, names):
 def test_the_router_is_a_choice():
     from focus_ray.serve.router import OccupancyRouter, router_config
 
-    assert ServeArgs(engine=EngineConfig()).router == "occupancy"
+    assert ServeArgs(engine=EngineConfig()).router == "power_of_two"
     assert router_config("occupancy").get_request_router_class() is OccupancyRouter
     assert router_config("power_of_two").get_request_router_class() is not OccupancyRouter
