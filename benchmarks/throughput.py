@@ -45,6 +45,7 @@ from focus_ray.benchmarks.throughput_report import print_comparisons, print_rows
 from focus_ray.benchmarks.throughput_rows import Row, Snapshot, answers_of, compare, figures_of
 from focus_ray.benchmarks.throughput_setup import (
     describe,
+    is_outline,
     load,
     make_prompts,
     num_prompts,
@@ -54,6 +55,7 @@ from focus_ray.benchmarks.workload import Prompt
 from focus_ray.config import EngineConfig
 from focus_ray.engine.assembly import assemble
 from focus_ray.engine.engine import Engine
+from focus_ray.engine.ranked_runner import RankedRunner
 from focus_ray.engine.runner import Runner
 from focus_ray.errors import FocusRayError
 from focus_ray.models.loading import LoadedModel
@@ -77,9 +79,10 @@ class Bench:
     @classmethod
     def start(cls, config: EngineConfig, loaded: LoadedModel) -> Bench:
         started = time.perf_counter()
-        parts = assemble(config, loaded)
-        assert isinstance(parts.runner, Runner)
-        return cls(Engine(config, parts), parts.runner, time.perf_counter() - started)
+        parts = assemble(config, loaded if config.tensor_parallel_size == 1 else None)
+        runner = parts.runner.own if isinstance(parts.runner, RankedRunner) else parts.runner
+        assert isinstance(runner, Runner)
+        return cls(Engine(config, parts), runner, time.perf_counter() - started)
 
     def snapshot(self) -> Snapshot:
         return Snapshot(self.engine.load(), copy(self.runner.work))
@@ -101,11 +104,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             **describe(args, loaded, prompts),
             "experts": None,
         }
-        with console.status("counting experts"):
-            load_of_experts = count_experts(loaded, prompts)
-        if load_of_experts is not None:
-            facts["experts"] = load_of_experts.as_json()
-            console.print(load_of_experts.summary())
+        if not is_outline(loaded):
+            with console.status("counting experts"):
+                load_of_experts = count_experts(loaded, prompts)
+            if load_of_experts is not None:
+                facts["experts"] = load_of_experts.as_json()
+                console.print(load_of_experts.summary())
         for row in measure_all(args, loaded, prompts, console):
             rows.append(row)
             comparisons = compare(rows, loaded.spec.num_layers)
@@ -147,6 +151,8 @@ def measure_all(
             fields = {**shared_fields(args), **engine_fields(mode)}
             key = (mode, args.max_num_seqs or concurrency)
             if bench is None or made_for != key:
+                if bench is not None:
+                    bench.engine.close()
                 bench = None
                 _forget_memory()
                 config = EngineConfig(**{**fields, "max_num_seqs": key[1]})
@@ -163,6 +169,8 @@ def measure_all(
                 f"{row.shown.step_s * 1e3:.2f} ms a step"
             )
             yield row
+    if bench is not None:
+        bench.engine.close()
 
 
 def measure(

@@ -32,7 +32,14 @@ LEAST = {
 RATIOS = ("range_ratio", "output_range_ratio")
 
 ENGINE_FLAGS = (
-    *("device", "dtype", "block_length", "max_model_len", "max_num_batched_tokens"),
+    *(
+        "device",
+        "dtype",
+        "tensor_parallel_size",
+        "block_length",
+        "max_model_len",
+        "max_num_batched_tokens",
+    ),
     *("gpu_memory_utilization", "kv_cache_memory_bytes", "unmasking", "denoising_steps"),
 )
 """Fields of ``EngineConfig`` for all modes; a flag that is not given leaves its default."""
@@ -138,12 +145,17 @@ def _complete(args: argparse.Namespace) -> None:
     _check_numbers(args)
     is_static = args.unmasking not in (None, "low_confidence_dynamic")
     args.modes = list(dict.fromkeys(args.modes or (STATIC_MODES if is_static else MODES)))
-    engine_config(**shared_fields(args))
     for mode in args.modes:
         try:
             engine_config(**{**shared_fields(args), **engine_fields(mode)})
         except ValueError as error:
             raise ValueError(f"--mode {mode}: {error}") from None
+    shared = engine_config(**shared_fields(args))
+    if shared.tensor_parallel_size > 1 and args.shape:
+        raise ValueError(
+            "--tensor-parallel-size needs a folder that every rank can read: write the shape with "
+            "benchmarks/expand.py --output DIR, and give --model DIR in place of --shape"
+        )
     if args.random_weights and not args.shape:
         raise ValueError("--random-weights needs --shape")
     if min(args.concurrencies) < 1:

@@ -28,11 +28,13 @@ from focus_ray.benchmarks.workload import (
 )
 from focus_ray.config import EngineConfig
 from focus_ray.engine.tokenizer import Tokenizer
-from focus_ray.models.loading import LoadedModel, load_model
+from focus_ray.models.checkpoint import resolve_checkpoint
+from focus_ray.models.loading import LoadedModel, find_weights, load_model
+from focus_ray.models.spec import read_config, read_spec
 
 
 def load(args: argparse.Namespace) -> LoadedModel:
-    """The one model of all runs.
+    """The one model of all runs, or of one that ranks load for themselves, its outline.
 
     Raises:
         CheckpointError: it cannot be loaded.
@@ -46,12 +48,34 @@ def load(args: argparse.Namespace) -> LoadedModel:
     named = None if config.dtype == "auto" else getattr(torch, config.dtype)
     if args.shape is None:
         dtype = named if on_gpu or named is not None else torch.float32
+        if config.tensor_parallel_size > 1:
+            return outline(args.model, dtype=dtype, block_length=config.block_length)
         return load_model(args.model, device=device, dtype=dtype, block_length=config.block_length)
     dtype = named or (torch.bfloat16 if on_gpu else torch.float32)
     shape = SHAPES[args.shape]
     if args.random_weights:
         return random_model(shape, device=device, dtype=dtype, seed=args.seed, like=args.model)
     return expand(args.model, shape, device=device, dtype=dtype, seed=args.seed)
+
+
+def outline(name: str, *, dtype: torch.dtype | None, block_length: int | None) -> LoadedModel:
+    """A model without memory for its weights.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or it is not supported.
+    """
+    path = resolve_checkpoint(name)
+    spec = read_spec(path, block_length=block_length, name=name)
+    _, model_cls, config = read_config(path)
+    dtype = dtype or spec.dtype
+    with torch.device("meta"):
+        model = model_cls.build(config, find_weights(path).keys(), dtype)
+    return LoadedModel(model, spec, path, dtype)
+
+
+def is_outline(loaded: LoadedModel) -> bool:
+    """Whether a model has no memory for its weights."""
+    return next(loaded.model.parameters()).is_meta
 
 
 def num_prompts(args: argparse.Namespace, concurrency: int) -> int:
@@ -102,8 +126,8 @@ def describe(
     args: argparse.Namespace, loaded: LoadedModel, prompts: Sequence[Prompt]
 ) -> dict[str, Any]:
     """What was run on what, for the report."""
-    weight = next(loaded.model.parameters())
-    on_gpu = weight.device.type == "cuda"
+    config = EngineConfig(**shared_fields(args))
+    on_gpu = config.device != "cpu" and torch.cuda.is_available()
     lengths = [len(prompt.token_ids) for prompt in prompts]
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -122,6 +146,7 @@ def describe(
             "num_parameters": sum(p.numel() for p in loaded.model.parameters()),
             "num_layers": loaded.spec.num_layers,
             "block_length": loaded.spec.block_length,
+            "tensor_parallel_size": config.tensor_parallel_size,
         },
         "workload": {
             "source": args.dataset_name,

@@ -1,1 +1,1 @@
-"""What Ray owns below serving and batches: where ranks run."""
+"""What Ray owns below serving and batches: where ranks run, what GPUs do."""

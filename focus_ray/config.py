@@ -67,6 +67,17 @@ class EngineConfig(BaseModel):
         description="Tokens of one step; decoding goes first, prefill takes what is left. "
         "None: 8192 on a GPU, 1024 on a CPU, and more where max_num_seqs needs it.",
     )
+    max_occupancy: PositiveFloat | None = Field(
+        None,
+        description="Sequences are admitted while running ones are predicted to process fewer "
+        "tokens a step than this times saturation_tokens, so that with eviction more run at once "
+        "than without. None: while there are places and pages.",
+    )
+    saturation_tokens: PositiveInt | None = Field(
+        None,
+        description="Tokens of a step from which on larger steps are hardly faster, the unit of "
+        "occupancy. None: measured at start, and kept for the next.",
+    )
     max_num_waiting: NonNegativeInt = Field(
         4096, description="Sequences that may wait; more are refused as overload."
     )

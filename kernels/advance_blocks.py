@@ -32,7 +32,8 @@ def advance_blocks(
 ) -> None:
     """Move every slot that took part in a step on by this step, in place.
 
-    Of the masked tokens that were retained, those which ``choose_unmasked`` names are decoded. Then
+    Of the masked tokens that were retained, those which ``choose_unmasked`` names are decoded: to
+    what the step found, or to what the block must become there (``forced_ids``). Then
 
     - the text is final, and the slot no longer active, when the block's contiguous decoded prefix
       has a stop id behind the prompt, or reaches the limit; the block stays as it is;
@@ -135,13 +136,14 @@ def advance_blocks_reference(
     )
     chosen_MB.zero_()
     chosen_MB[slots_N] = chosen_NB
-    token_ids_NB = state.array("token_ids")
+    token_ids_NB, forced_NB = state.array("token_ids"), state.array("forced_ids")
+    proposed_NB = torch.where(forced_NB == mask_token_id, token_MB[slots_N], forced_NB.long())
     is_joint_N = (state.scalar("strategy") == STRATEGIES.index("joint_threshold")) & whole_blocks
     first_position_N = state.scalar("prompt_len") - state.scalar("block_start")
     editable_NB = may_be_edited(state.scalar("strategy"), first_position_N, before_NB)
     edited_NB = choose_edited(
         confidence_MB[slots_N],
-        token_MB[slots_N],
+        proposed_NB,
         token_ids_NB,
         kept_NB & editable_NB & whole_blocks,
         state.scalar("editing_threshold"),
@@ -165,7 +167,7 @@ def advance_blocks_reference(
         state.scalar(name).add_(count_N)
 
     written_NB = chosen_NB | edited_NB
-    token_ids_NB.copy_(torch.where(written_NB, token_MB[slots_N], token_ids_NB))
+    token_ids_NB.copy_(torch.where(written_NB, proposed_NB, token_ids_NB))
     logprobs_NB = state.array("logprobs")
     logprobs_NB.copy_(torch.where(written_NB, logprob_MB[slots_N], logprobs_NB))
     decoded_NB = before_NB | chosen_NB
@@ -218,6 +220,7 @@ def _closed(words_LW: Tensor, words: SlotWords, mask_token_id: int, leftover_LB:
     state.array("decoded").zero_()
     state.array("logprobs").zero_()
     state.array("uncached").fill_(1)
+    state.array("forced_ids").fill_(mask_token_id)
     state.scalar("block_start").add_(words.layout.block_length)
     state.scalar("warm_up").fill_(1)
     state.scalar("progress").fill_(-1)

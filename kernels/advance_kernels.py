@@ -22,6 +22,7 @@ from focus_ray.kernels.slot_columns import (
     EDITED_TOKENS,
     EDITING_THRESHOLD,
     EVICTED_TOKENS,
+    FORCED_IDS,
     JOINT,
     LEFTOVER,
     LIMIT,
@@ -106,6 +107,9 @@ def advance_blocks_kernel(
     token_ids_ptr = words_ptr + array_at(TOKEN_IDS, BLOCK_LENGTH)
     logprobs_ptr = words_ptr + array_at(LOGPROBS, BLOCK_LENGTH)
     proposed = tl.load(token_ptr + place, mask=kept, other=0).to(tl.int32)
+    forced_ids_ptr = words_ptr + array_at(FORCED_IDS, BLOCK_LENGTH)
+    forced = tl.load(forced_ids_ptr + b, mask=inside, other=mask_token_id)
+    proposed = tl.where(forced == mask_token_id, proposed, forced)
     token = tl.load(token_ids_ptr + b, mask=inside, other=0)
     start = tl.load(scalars_ptr + BLOCK_START)
     is_answer = start + b >= tl.load(scalars_ptr + PROMPT_LEN)
@@ -178,6 +182,7 @@ def advance_blocks_kernel(
         closed_logprobs_ptr = words_ptr + array_at(CLOSED_LOGPROBS, BLOCK_LENGTH)
         tl.store(closed_ids_ptr + b, token, mask=inside)
         tl.store(closed_logprobs_ptr + b, logprob, mask=inside)
+        tl.store(forced_ids_ptr + b, mask_token_id, mask=inside)
     # values of the next block, if the step closes this one
     tl.store(leftover_ptr + b, (leftover & closes).to(tl.int32), mask=inside)
     tl.store(token_ids_ptr + b, tl.where(closes, mask_token_id, token), mask=inside)

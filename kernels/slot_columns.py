@@ -22,6 +22,7 @@ CLOSED_IDS = tl.constexpr(ARRAYS.index("closed_ids"))
 CLOSED_LOGPROBS = tl.constexpr(ARRAYS.index("closed_logprobs"))
 UNCACHED = tl.constexpr(ARRAYS.index("uncached"))
 LEFTOVER = tl.constexpr(ARRAYS.index("leftover"))
+FORCED_IDS = tl.constexpr(ARRAYS.index("forced_ids"))
 
 ACTIVE = tl.constexpr(SCALARS.index("active"))
 BLOCK_START = tl.constexpr(SCALARS.index("block_start"))

@@ -24,6 +24,7 @@ ARRAYS = (
     "closed_logprobs",  # float32
     "uncached",  # 0 or 1: keys and values of the current block that are not final
     "leftover",  # 0 or 1: tokens of the closed block that the next step still processes
+    "forced_ids",  # what tokens of the current block must become; the mask id where any may
 )
 # Columns of one word, from word ``len(ARRAYS) * B`` on, in this order.
 SCALARS = (

@@ -87,6 +87,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--device", choices=("cpu", "cuda"), default="cpu", help="of models and definitions"
     )
     parser.add_argument(
+        "--tensor-parallel-size", type=int, default=1, help="of generations; compares ranks, too"
+    )
+    parser.add_argument(
         "--backend", choices=BACKENDS, help="what FOCUS is checked with; default: both"
     )
     parser.add_argument("--json", action="store_true", help="print the reports as JSON, no table")
@@ -97,7 +100,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.models:
         from model_golden import check_model_directory
 
-        reports += [check_model_directory(path, options.device) for path in options.models]
+        size = options.tensor_parallel_size
+        reports += [check_model_directory(path, options.device, size) for path in options.models]
     if options.focus:
         backends = [options.backend] if options.backend else BACKENDS
         reports += check_focus_directories(options.focus, backends, options.device)

@@ -39,6 +39,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("needs CUDA, or TRITON_INTERPRET=1 as in the second run of scripts/test")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What engines measure at start is kept for the engines of this session only."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FOCUS_RAY_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
     """Processes that run functions as the ranks of a model."""

@@ -92,6 +92,8 @@ class EchoEngine:
                 stats=None if rest else RequestStats(prompt_tokens=index),
             )
 
+    def close(self): ...
+
     def load(self) -> EngineLoad:
         return LOAD
 

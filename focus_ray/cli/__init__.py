@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from focus_ray import __version__
-from focus_ray.cli import bench, chat, doctor, generate, serve, trace
+from focus_ray.cli import bench, chat, doctor, generate, serve, status, trace
 
 app = typer.Typer(
     help="Serve block-diffusion language models.",
@@ -17,7 +17,14 @@ app = typer.Typer(
     rich_markup_mode=None,  # its tables cut long flags short in 80 columns
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (serve.serve, chat.chat, generate.generate, trace.trace, doctor.doctor):
+for command in (
+    serve.serve,
+    status.status,
+    chat.chat,
+    generate.generate,
+    trace.trace,
+    doctor.doctor,
+):
     app.command()(command)
 app.add_typer(bench.bench, name="bench")
 

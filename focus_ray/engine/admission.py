@@ -5,7 +5,7 @@ Checked once, at the engine's edge, in words a user can act on.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from focus_ray.engine.outputs import GenerationRequest
@@ -39,7 +39,9 @@ def resolve(request: GenerationRequest, limits: RequestLimits) -> SamplingParams
         RequestRejected: names the field, the value and the remedy.
     """
     prompt_len = len(request.prompt_token_ids)
-    _check_prompt(request.prompt_token_ids, limits)
+    _check_tokens(request.prompt_token_ids, "prompt", limits)
+    if not prompt_len:
+        raise RequestRejected("prompt is empty; give at least one token", "prompt")
     room = limits.max_model_len - prompt_len
     if room < 1:
         raise RequestRejected(
@@ -74,6 +76,8 @@ def resolve(request: GenerationRequest, limits: RequestLimits) -> SamplingParams
         )
     if (params.unmasking or limits.defaults.unmasking) == "joint_threshold":
         _check_joint_threshold(params, limits)
+    if request.continued is not None:
+        _check_continued(request.continued, params, limits)
     for token_id in params.stop_token_ids:
         if token_id >= limits.vocab_size:
             raise RequestRejected(
@@ -105,24 +109,33 @@ def _check_joint_threshold(params: SamplingParams, limits: RequestLimits) -> Non
         )
 
 
-def _check_prompt(token_ids: Iterable[int], limits: RequestLimits) -> None:
-    empty = True
+def _check_continued(
+    continued: Mapping[int, tuple[int, ...]], params: SamplingParams, limits: RequestLimits
+) -> None:
+    if not continued or not continued.keys() <= set(range(params.n)):
+        raise RequestRejected(
+            f"continued holds completions {sorted(continued)}, n is {params.n}; name those that "
+            "have not ended, by their index",
+            "continued",
+        )
+    for index, token_ids in continued.items():
+        _check_tokens(token_ids, f"continued[{index}]", limits)
+
+
+def _check_tokens(token_ids: Iterable[int], param: str, limits: RequestLimits) -> None:
     for index, token_id in enumerate(token_ids):
-        empty = False
         if not 0 <= token_id < limits.vocab_size:
             raise RequestRejected(
-                f"prompt token {index} is {token_id}, the vocabulary is "
+                f"{param} token {index} is {token_id}, the vocabulary is "
                 f"[0, {limits.vocab_size - 1}]",
-                "prompt",
+                param,
             )
         if token_id == limits.mask_token_id:
             raise RequestRejected(
-                f"prompt token {index} is {token_id}, the mask token, which stands for text that "
+                f"{param} token {index} is {token_id}, the mask token, which stands for text that "
                 "is still to be decoded; remove it",
-                "prompt",
+                param,
             )
-    if empty:
-        raise RequestRejected("prompt is empty; give at least one token", "prompt")
 
 
 def _fill(params: SamplingParams, limits: RequestLimits, room: int) -> SamplingParams:

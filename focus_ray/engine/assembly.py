@@ -42,7 +42,7 @@ class StepRunner(Protocol):
 
 @dataclass(frozen=True)
 class EngineParts:
-    """What an engine is made of."""
+    """What an engine is made of; ``saturation_tokens`` of a step are enough to fill its device."""
 
     scheduler: Scheduler
     runner: StepRunner
@@ -50,6 +50,7 @@ class EngineParts:
     stop_token_ids: frozenset[int]
     tokenizer: Tokenizer | None
     ranks: RankGroup | None = None
+    saturation_tokens: int = 1
 
 
 def assemble(
@@ -102,6 +103,11 @@ def _parts(
                 block_length=spec.block_length,
                 mask_token_id=spec.mask_token_id,
                 record_trace=config.record_trace,
+                max_decode_tokens=(
+                    None
+                    if config.max_occupancy is None
+                    else config.max_occupancy * rank.saturation_tokens
+                ),
             ),
             PagePool(rank.num_pages, sizes.page_size, config.enable_prefix_caching),
         ),
@@ -118,6 +124,7 @@ def _parts(
         stop_token_ids=frozenset(spec.stop_token_ids),
         tokenizer=Tokenizer.from_path(tokenizer_path),
         ranks=ranks,
+        saturation_tokens=rank.saturation_tokens,
     )
     settle(rank.runner)
     return parts

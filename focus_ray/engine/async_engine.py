@@ -26,8 +26,9 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 _News = list[TokenDelta] | EngineDead
 
-IDLE_WAIT_S = 60.0
-"""How long an idle engine sleeps between looks at its queue; a command wakes it at once."""
+IDLE_WAIT_S = 0.5
+"""How long an idle engine sleeps; a command wakes it at once. Then it takes a new snapshot of its
+load: by the age of that, routers tell who does not answer."""
 
 
 class _Stream:
@@ -110,7 +111,7 @@ class AsyncEngine:
             EngineOverloaded: before the first delta; the queue is full.
             EngineDead: at any time.
         """
-        stream = _Stream(request.params.n)
+        stream = _Stream(len(request.emitted_before))
         added = asyncio.wrap_future(self._call(lambda: self._add(request, stream)))
         try:
             await asyncio.shield(added)

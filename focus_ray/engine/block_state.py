@@ -174,8 +174,11 @@ def pack_starts(
     words_NW[:, layout.array("decoded")] = [block.decoded_B for block in blocks]
     floats_NW[:, layout.array("logprobs")] = [block.logprobs_B for block in blocks]
     words_NW[:, layout.array("uncached")] = 1
+    words_NW[:, layout.array("forced_ids")] = mask_token_id
     words_NW[:, layout.stop_ids] = mask_token_id
     for row, start in enumerate(starts):
+        if start.forced_ids_B is not None:
+            words_NW[row, layout.array("forced_ids")] = start.forced_ids_B
         first_stop = layout.stop_ids.start
         words_NW[row, first_stop : first_stop + len(start.stop_token_ids)] = start.stop_token_ids
     return words_NW

@@ -11,6 +11,7 @@ from focus_ray.engine.repetition import RepetitionWatch
 from focus_ray.engine.request import Sequence
 from focus_ray.engine.stop_strings import StopStrings
 from focus_ray.engine.tokenizer import Tokenizer
+from focus_ray.errors import RequestRejected
 
 REPETITION = "repetition"
 """``stop_reason`` of a completion that repetition detection ended."""
@@ -41,6 +42,24 @@ class Completion:
         self._repetition = None if rule is None else RepetitionWatch(rule)
         # whether only ids can end the text, so that tokens need not be looked at one by one
         self._ends_by_ids = not params.stop and rule is None
+        if sequence.num_continued:
+            self._repeat(sequence.continued_token_ids)
+
+    def _repeat(self, token_ids: tuple[int, ...]) -> None:
+        """Come to where another engine was when it had emitted these, without giving any text.
+
+        What is held back of a text depends on its tokens alone, not on how they came in deltas.
+
+        Raises:
+            RequestRejected: the text had ended with them, or before.
+        """
+        _, num_taken, end = self._take_runs(token_ids)
+        if end is not None or self._num_tokens >= self._max_tokens:
+            raise RequestRejected(
+                f"continued[{self.sequence.index}] has {len(token_ids)} tokens, but the text ends "
+                f"with the first {num_taken}; leave out completions that have ended",
+                "continued",
+            )
 
     def take(self, new: NewTokens) -> TokenDelta:
         """The delta for tokens that became final; carries a finish reason if they end it."""

@@ -1,110 +1,83 @@
-"""What the parts of a step cost on this device, measured at start-up with made-up sequences."""
+"""What the parts of a step cost, and from how many tokens on larger steps are hardly faster.
+
+Numbers only: no tensors, no clock.
+"""
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable
-from functools import partial
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import ceil, inf
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
+CostCurve = Sequence[tuple[int, float]]
+"""Measured points ``(tokens, seconds)``, ascending in tokens."""
 
-from focus_ray.engine.adaptive import StepCosts
-from focus_ray.engine.plan import BlockSnapshot, PrefillChunk, SlotStart, StepPlan
-from focus_ray.engine.runner import Runner
-from focus_ray.engine.step_parts import PLAIN
-from focus_ray.models.parallel import WHOLE, Shards
-from focus_ray.sampling import SamplingParams
-
-REPEATS = 3
-
-ENOUGH_S = 0.25
-"""A part that takes so long is measured at no larger size."""
+SATURATED_SHARE = 0.9
+"""Of the best tokens per second: from here on a larger step hardly computes faster."""
 
 
-@torch.inference_mode()
-def measure_costs(runner: Runner, shards: Shards = WHOLE) -> StepCosts:
-    """Time head, tail and look with 1, 2, 4, ... whole blocks.
+@dataclass(frozen=True)
+class StepCosts:
+    """Seconds of the parts of a step, measured at some token counts.
 
-    Every sequence has one; the blocks behind those of all sequences are prefill. All ranks measure
-    at the same time.
+    Args:
+        evicting_head: to the end of the choice of retained tokens in layer 1, by processed tokens.
+        plain_head: the same part of the model when nothing is chosen.
+        tail: everything after it up to the decoded tokens, by tokens that are left.
 
-    Tokens differ, as those of texts do: many that are alike would all go to the same few experts of
-    a mixture, and cost too little. Contexts are short: attention to what lies before the block
-    costs the same whether or not a step evicts. Of the tokens that reach the tail, half are taken
-    to be masked.
+    Raises:
+        ValueError: a curve has no point, or its points are not positive and ascending in tokens.
     """
-    policy, parts, passes = runner.policy, runner.parts, runner.parts.passes
-    device = runner.state.device
-    evicting: list[tuple[int, float]] = []
-    plain: list[tuple[int, float]] = []
-    tail: list[tuple[int, float]] = []
-    most = len(runner.state.prefill_slot_F)
-    for count in sorted({min(1 << i, most) for i in range(most.bit_length() + 1)}):
-        runner.state.take(_blocks(runner, count))
-        counted = runner.plan_rows(policy.keeping_all(), 0)
-        tokens = counted.num_tokens
-        size = parts.size(tokens, counted.num_rows)
-        num_masked = tokens // 2
 
-        def seconds(*runs: Callable[[], object]) -> float:
-            return sum(_seconds(run, device) for run in runs)
+    evicting_head: CostCurve
+    plain_head: CostCurve
+    tail: CostCurve
 
-        if policy.by_importance:
-            choose = partial(parts.head, size, True)
-            evicting.append((tokens, seconds(choose, partial(passes.compact, size))))
-        plain.append((tokens, seconds(partial(parts.head, size, False))))
-        look = partial(parts.look, PLAIN, num_masked)
-        tail.append((tokens, seconds(partial(parts.tail, size), look)))
-        if shards.of_first(tail[-1][1] > ENOUGH_S):
-            break
-    runner.state.take(StepPlan(stops=list(range(runner.state.num_slots))))
-    return StepCosts(evicting or plain, plain, tail)
+    def __post_init__(self) -> None:
+        for name, curve in vars(self).items():
+            tokens = [point[0] for point in curve]
+            ascending = all(a < b for a, b in pairwise(tokens))
+            timed = all(0.0 < seconds < inf for _, seconds in curve)
+            if not curve or not ascending or tokens[0] < 1 or not timed:
+                raise ValueError(
+                    f"{name} must be points (tokens, seconds), both positive and tokens ascending, "
+                    f"got {list(curve)}"
+                )
+
+    def evicting(self, num_processed: float, num_retained: float) -> float:
+        """Seconds of a step that goes on with ``num_retained`` of its tokens."""
+        return interpolate(self.evicting_head, num_processed) + interpolate(self.tail, num_retained)
+
+    def plain(self, num_processed: float) -> float:
+        """Seconds of a step that goes on with all its tokens."""
+        return interpolate(self.plain_head, num_processed) + interpolate(self.tail, num_processed)
 
 
-def _blocks(runner: Runner, count: int) -> StepPlan:
-    num_slots, length = runner.state.num_slots, runner.state.block_length
-    ids_NB = np.random.default_rng(0).integers(
-        runner.vocab_size, size=(count, length), dtype=np.int32
-    )
-    starts = [_start(runner, slot, ids_B) for slot, ids_B in enumerate(ids_NB[:num_slots])]
-    prefill = [PrefillChunk(0, 0, ids_B) for ids_B in ids_NB[num_slots:]]
-    return StepPlan(starts=starts, prefill=prefill)
+def interpolate(curve: CostCurve, num_tokens: float) -> float:
+    """Seconds at a token count: linear between points, flat before the first.
+
+    Behind the last one in proportion to tokens, as where the device has no more to give.
+    """
+    if num_tokens <= curve[0][0]:
+        return curve[0][1]
+    index = bisect_right(curve, num_tokens, key=lambda point: point[0])
+    (left, left_s) = curve[index - 1]
+    if index == len(curve):
+        return left_s * num_tokens / left
+    (right, right_s) = curve[index]
+    return left_s + (right_s - left_s) * (num_tokens - left) / (right - left)
 
 
-def _start(runner: Runner, slot: int, ids_B: NDArray[np.int32]) -> SlotStart:
-    """A sequence at its beginning; all share one page, whose values mean nothing."""
-    length = len(ids_B)
-    block = BlockSnapshot(
-        ids_B,
-        np.zeros(length, np.bool_),
-        np.zeros(length, np.float32),
-        0,
-    )
-    params = SamplingParams(
-        max_tokens=length,
-        unmasking="low_confidence_dynamic",
-        confidence_threshold=1.0,
-        denoising_steps=length,
-        editing_threshold=1.0,
-        max_post_steps=1,
-        temperature=0.0,
-        top_p=1.0,
-    )
-    return SlotStart(slot, block, 0, 0, params, 0, ())
-
-
-def _seconds(run: Callable[[], object], device: torch.device) -> float:
-    """Median time of one call, host included, as a step feels it."""
-
-    def once() -> float:
-        started = time.perf_counter()
-        run()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter() - started
-
-    once()
-    return statistics.median(once() for _ in range(REPEATS))
+def saturation_tokens(costs: StepCosts) -> int:
+    """Fewest tokens at which a step without eviction has 90 % of its best tokens per second."""
+    counts = sorted({tokens for curve in (costs.plain_head, costs.tail) for tokens, _ in curve})
+    best = max(count / costs.plain(count) for count in counts)
+    wanted = SATURATED_SHARE * best
+    end = next(count for count in counts if count / costs.plain(count) >= wanted)
+    start = max((count for count in counts if count < end), default=0)
+    # Between points seconds are linear: tokens = wanted * (offset + slope * tokens).
+    slope = (costs.plain(end) - costs.plain(start)) / (end - start)
+    offset = costs.plain(end) - slope * end
+    return min(end, max(start + 1, ceil(wanted * offset / (1.0 - wanted * slope))))

@@ -81,7 +81,8 @@ class CudaGraphs:
 
         def begin() -> None:
             graphs.append(torch.cuda.CUDAGraph())
-            graphs[-1].capture_begin(pool=self._pool)
+            # thread_local: NCCL's own thread asks for events meanwhile, which is no error of ours
+            graphs[-1].capture_begin(pool=self._pool, capture_error_mode="thread_local")
 
         def cut() -> None:
             graphs[-1].capture_end()

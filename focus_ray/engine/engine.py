@@ -53,6 +53,8 @@ class Engine:
         # Also when nobody closes it: a rank is a process.
         self._close = weakref.finalize(self, _close_ranks, parts.ranks)
         self._scheduler = parts.scheduler
+        self._saturation_tokens = parts.saturation_tokens
+        self._epoch = 0
         self._stop_token_ids = parts.stop_token_ids
         self._seeds = random.Random(config.seed)
         self._completions: dict[str, dict[int, Completion]] = {}
@@ -73,7 +75,7 @@ class Engine:
 
     def validate(self, request: GenerationRequest) -> None:
         """Raise RequestRejected if ``add`` would."""
-        self._resolve(request)
+        self._completions_of(request, self._resolve(request), seed=0)
 
     def add(self, request: GenerationRequest) -> None:
         """Queue the completions of a request.
@@ -83,18 +85,15 @@ class Engine:
             EngineOverloaded: the queue is full now.
         """
         params = self._resolve(request)
-        waiting = len(self._scheduler.waiting) + params.n
-        room = self.config.max_num_waiting + self._scheduler.num_free_slots
+        waiting = len(self._scheduler.waiting) + len(request.emitted_before)
+        room = self.config.max_num_waiting + self._scheduler.num_free_places
         if waiting > room:
             raise EngineOverloaded(
                 f"{len(self._scheduler.waiting)} sequences wait already, this engine queues "
                 f"{self.config.max_num_waiting}; try again later or raise max_num_waiting"
             )
         seed = params.seed if params.seed is not None else self._seeds.getrandbits(63)
-        completions = {
-            index: Completion(self._sequence(request, params, index, seed), self.tokenizer)
-            for index in range(params.n)
-        }
+        completions = self._completions_of(request, params, seed)
         self._completions[request.request_id] = completions
         for completion in completions.values():
             self._scheduler.add(completion.sequence)
@@ -169,11 +168,13 @@ class Engine:
     def load(self) -> EngineLoad:
         """What the engine holds now and has done so far."""
         pool = self._scheduler.pool
+        self._epoch += 1
         return EngineLoad(
             num_running=self._scheduler.num_running,
             num_waiting=len(self._scheduler.waiting),
             free_pages=pool.num_free,
             total_pages=pool.num_pages,
+            page_size=pool.page_size,
             num_steps=self._totals["steps"],
             prefill_tokens=self._totals["prefill_tokens"],
             cached_prefix_tokens=self._scheduler.num_cached_tokens,
@@ -183,6 +184,9 @@ class Engine:
             finished=dict(self._finished),
             step_s=self._step_s,
             host_s=self._host_s,
+            epoch=self._epoch,
+            saturation_tokens=self._saturation_tokens,
+            **vars(self._scheduler.forecast()),
             **asdict(self._scheduler.counts),
         )
 
@@ -195,6 +199,14 @@ class Engine:
             )
         return params
 
+    def _completions_of(
+        self, request: GenerationRequest, params: SamplingParams, seed: int
+    ) -> dict[int, Completion]:
+        return {
+            index: Completion(self._sequence(request, params, index, seed), self.tokenizer)
+            for index in request.emitted_before
+        }
+
     def _sequence(
         self, request: GenerationRequest, params: SamplingParams, index: int, seed: int
     ) -> Sequence:
@@ -203,7 +215,8 @@ class Engine:
         prompt_len = len(request.prompt_token_ids)
         num_blocks = -(-(prompt_len + params.max_tokens) // block_length)
         canvas = np.zeros(num_blocks * block_length, np.int32)
-        canvas[:prompt_len] = request.prompt_token_ids
+        known = request.prompt_token_ids + request.emitted_before[index][: params.max_tokens]
+        canvas[: len(known)] = known
         stops = frozenset(params.stop_token_ids)
         if not params.ignore_eos:
             stops |= self._stop_token_ids
@@ -216,8 +229,10 @@ class Engine:
             canvas=canvas,
             block_length=block_length,
             stop_token_ids=stops,
+            num_continued=len(known) - prompt_len,
         )
-        sequence.num_committed = prompt_len // block_length * block_length
+        sequence.num_emitted = sequence.num_continued
+        sequence.num_committed = len(known) // block_length * block_length
         return sequence
 
     def _finish(self, completion: Completion, delta: TokenDelta) -> TokenDelta:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Literal, NamedTuple
 
@@ -21,12 +22,21 @@ class GenerationRequest:
         request_id: unique among the requests that run; chosen by the caller.
         prompt_token_ids: at least one id of the vocabulary, never the mask id.
         prompt: the text the ids came from, kept for outputs; None for token-id prompts.
+        continued: of a request that another engine did not finish, the ids of the tokens that each
+            completion had emitted there, by its index; those that had ended are left out. What
+            these ids stand for is not emitted again. None: every completion begins here.
     """
 
     request_id: str
     prompt_token_ids: tuple[int, ...]
     params: SamplingParams
     prompt: str | None = None
+    continued: Mapping[int, tuple[int, ...]] | None = None
+
+    @property
+    def emitted_before(self) -> Mapping[int, tuple[int, ...]]:
+        """Every completion that is to run, by its index, with what it has emitted already."""
+        return dict.fromkeys(range(self.params.n), ()) if self.continued is None else self.continued
 
 
 @dataclass(frozen=True)
@@ -210,6 +220,20 @@ class EngineLoad(DecodingCounts):
     ``num_steps`` are passes of the whole batch; ``denoising_steps`` are summed over sequences.
     ``step_s`` is the time of a step lately; ``host_s`` is what all steps so far took, less the time
     in which the host waited for the device.
+
+    The rest are predictions from averages of late, in tokens that steps process, of which those
+    that eviction leaves out are none:
+
+    Args:
+        epoch: grows with every snapshot of one engine.
+        page_size: tokens of a page.
+        saturation_tokens: of a step, from which on larger steps are hardly faster.
+        next_step_tokens: of the next step, by the sequences that run.
+        waiting_tokens: what a step would have besides, did those run that wait; their prefill too.
+        remaining_tokens: what all have still to process if each emits all it may.
+        tokens_per_sequence: what a sequence adds to a step.
+        retained_ratio: share of the tokens that entered steps, 0 to 1.
+        decoded_per_step: tokens that a step decodes of a sequence.
     """
 
     num_running: int
@@ -225,6 +249,15 @@ class EngineLoad(DecodingCounts):
     finished: dict[str, int]
     step_s: float
     host_s: float = 0.0
+    epoch: int = 0
+    page_size: int = 1
+    saturation_tokens: int = 1
+    next_step_tokens: float = 0.0
+    waiting_tokens: float = 0.0
+    remaining_tokens: float = 0.0
+    tokens_per_sequence: float = 0.0
+    retained_ratio: float = 1.0
+    decoded_per_step: float = 0.0
 
     @property
     def host_s_per_step(self) -> float:

@@ -39,6 +39,7 @@ class SlotStart:
         params: resolved sampling parameters.
         stop_token_ids: end the text; suppressed while fewer than ``params.min_tokens`` tokens can
             be out.
+        forced_ids_B: what tokens of the block must become, the mask id where any may; None: any.
     """
 
     slot: int
@@ -48,6 +49,7 @@ class SlotStart:
     params: SamplingParams
     seed: int
     stop_token_ids: tuple[int, ...]
+    forced_ids_B: NDArray[np.int32] | None = None
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,16 @@ from focus_ray.models.parallel import WHOLE, Shards
 
 @dataclass(frozen=True)
 class Rank:
-    """A rank that is ready for its first step; ``num_pages`` and lengths are those of all ranks."""
+    """A rank that is ready for its first step; its numbers are those of all ranks.
+
+    ``saturation_tokens`` of a step are enough: larger ones are hardly faster.
+    """
 
     loaded: LoadedModel
     sizes: EngineSizes
     num_pages: int
     max_model_len: int
+    saturation_tokens: int
     runner: Runner
 
 
@@ -80,8 +84,8 @@ def make_rank(
     runner = build_runner(
         config, loaded, sizes, device, num_pages=num_pages, max_model_len=max_model_len
     )
-    make_ready(config, runner, shards)
-    return Rank(loaded, sizes, num_pages, max_model_len, runner)
+    saturation_tokens = make_ready(config, runner, loaded)
+    return Rank(loaded, sizes, num_pages, max_model_len, saturation_tokens, runner)
 
 
 def choose_device(config: EngineConfig, gpu: int = 0) -> torch.device:

@@ -35,11 +35,12 @@ class Sequence:
         seed: what its draws depend on, besides position and step.
         prompt_len: tokens.
         canvas: ``[blocks * block_length]`` prompt and output of closed blocks; final in
-            ``[0, num_committed)`` and in the prompt.
+            ``[0, num_committed)``, in the prompt and in what another engine emitted.
         stop_token_ids: ids that end it; empty under ``ignore_eos`` without own stop ids.
+        num_continued: tokens that another engine had emitted when this one took over.
         num_committed: tokens of the blocks that are closed: wholly decoded, and behind the current
             block. The KV of some of the last one's may not be final yet.
-        num_emitted: tokens that had left when it last gave up a slot.
+        num_emitted: tokens that had left when it last gave up a slot, or another engine.
         count_C: what decoding did until then, as in ``DecodingCounts``.
         num_computed: tokens whose KV is final for whoever reads it in a later step, or, while it is
             prefilled, later in the same step.
@@ -53,6 +54,7 @@ class Sequence:
     canvas: TokenArray
     block_length: int
     stop_token_ids: frozenset[int]
+    num_continued: int = 0
     state: SequenceState = SequenceState.WAITING
     slot: int = -1
     pages: list[int] = field(default_factory=list)
@@ -79,6 +81,17 @@ class Sequence:
         """First position that may not be emitted any more."""
         assert self.params.max_tokens is not None
         return self.prompt_len + self.params.max_tokens
+
+    @property
+    def continued_token_ids(self) -> tuple[int, ...]:
+        """What another engine had emitted."""
+        end = self.prompt_len + self.num_continued
+        return tuple(self.canvas[self.prompt_len : end].tolist())
+
+    @property
+    def num_left(self) -> int:
+        """Tokens that it may still emit, while it has no slot."""
+        return self.limit - self.prompt_len - self.num_emitted
 
     @property
     def remaining_prefill(self) -> int:
@@ -155,6 +168,21 @@ class Sequence:
         token_ids[:known] = self.canvas[start : start + known]
         decoded = np.arange(self.block_length) < known
         return BlockSnapshot(token_ids, decoded, np.zeros(self.block_length, np.float32), 0)
+
+    def forced_ids(self, mask_token_id: int) -> TokenArray | None:
+        """What tokens of the current block must become, the mask id where any may; None: any.
+
+        The block that another engine was interrupted in is decoded again, from its first step, so
+        that it comes to what it would have come to there. What had left of it stays as it was, even
+        if a token would come out otherwise here.
+        """
+        end = self.prompt_len + self.num_continued
+        if end <= self.num_committed:
+            return None
+        first = max(self.prompt_len - self.num_committed, 0)
+        forced_B = np.full(self.block_length, mask_token_id, np.int32)
+        forced_B[first : end - self.num_committed] = self.canvas[self.num_committed + first : end]
+        return forced_B
 
     def stats(self) -> RequestStats:
         """Work and time so far."""

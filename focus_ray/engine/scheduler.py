@@ -20,6 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from focus_ray.engine.emission import NewTokens, emit
+from focus_ray.engine.occupancy import (
+    STEPS,
+    EnginePace,
+    Forecast,
+    SlotPaces,
+    places_left,
+    tokens_to_process,
+)
 from focus_ray.engine.outputs import DecodingCounts
 from focus_ray.engine.pages import PagePool
 from focus_ray.engine.plan import PageUpdate, PrefillChunk, SlotStart, StepPlan, StepResult
@@ -44,6 +52,8 @@ class SchedulerLimits:
         max_step_tokens: a step's tokens that there is room for, at least three blocks; what does
             not fit of the decoding ones, the device puts off to the next step.
         max_prefill_rows: blocks of prefill in a step that there is room for, at least one.
+        max_decode_tokens: what the decoding sequences of a step may be predicted to process
+            together before more are admitted; None: slots and pages alone decide.
     """
 
     max_num_seqs: int
@@ -53,6 +63,7 @@ class SchedulerLimits:
     max_step_tokens: int
     max_prefill_rows: int
     record_trace: bool = False
+    max_decode_tokens: float | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +99,10 @@ class Scheduler:
         self._in_flight: deque[_InFlight] = deque()
         self._num_decode_tokens = 0  # of the last step that is known
         self._total_C = np.zeros(self._slots.counts_MC.shape[1], np.int64)
+        self._paces = SlotPaces(limits.max_num_seqs)
+        self._engine_pace = EnginePace(limits.block_length)
+        self._waiting_prefill = 0  # tokens, of all that wait; and what they may still emit
+        self._waiting_output = 0
 
     @property
     def num_running(self) -> int:
@@ -96,6 +111,20 @@ class Scheduler:
     @property
     def num_free_slots(self) -> int:
         return self._slots.num_free
+
+    @property
+    def num_free_places(self) -> int:
+        """Sequences that could be admitted now, if there are pages for them."""
+        most = self.limits.max_decode_tokens
+        if most is None:
+            return self.num_free_slots
+        forecast = self.forecast()
+        places = places_left(
+            most - forecast.next_step_tokens,
+            forecast.tokens_per_sequence,
+            anybody_runs=self.num_running > 0,
+        )
+        return min(places, self.num_free_slots)
 
     @property
     def num_in_flight(self) -> int:
@@ -107,21 +136,50 @@ class Scheduler:
         """What all sequences together have computed so far."""
         return DecodingCounts.from_array(self._total_C)
 
+    def forecast(self) -> Forecast:
+        """What is predicted of the sequences that run and wait.
+
+        Waiting tokens are those of a step, were all admitted that wait: by as many as the average
+        of a sequence, and prefill as far as a step may aim at it.
+        """
+        slots, pace = self._slots, self._engine_pace.now
+        processed_M, decoded_M = self._paces.predicted(slots.counts_MC[:, STEPS], pace)
+        left_M = np.where(slots.taken_M, slots.limit_M - slots.emitted_end_M, 0)
+        prefill = int(slots.to_prefill_M.sum()) + self._waiting_prefill
+        return Forecast(
+            next_step_tokens=float(processed_M[slots.taken_M].sum()),
+            waiting_tokens=len(self.waiting) * pace.processed
+            + min(prefill, self.limits.max_num_batched_tokens),
+            remaining_tokens=tokens_to_process(left_M, processed_M, decoded_M)
+            + self._waiting_output * pace.processed / pace.decoded
+            + prefill,
+            tokens_per_sequence=pace.processed,
+            retained_ratio=pace.processed / pace.entered,
+            decoded_per_step=pace.decoded,
+        )
+
     def has_unfinished(self) -> bool:
         """Whether a sequence waits or runs, or a result is due."""
         return bool(self.waiting or self._in_flight) or self.num_running > 0
 
     def add(self, sequence: Sequence) -> None:
         self.waiting.append(sequence)
+        self._count_waiting(sequence, 1)
 
     def finish(self, sequence: Sequence) -> None:
         """End a sequence wherever it is; its slot and pages are free at once."""
         if sequence.state is SequenceState.WAITING:
             self.waiting.remove(sequence)
+            self._count_waiting(sequence, -1)
         elif sequence.slot >= 0:
             self._stop(sequence.slot)
             self._slots.vacate(sequence.slot)
         self.pool.free(sequence.finish())
+
+    def _count_waiting(self, sequence: Sequence, change: int) -> None:
+        """Of one that comes to wait (1), or is about to leave (-1)."""
+        self._waiting_prefill += change * sequence.remaining_prefill
+        self._waiting_output += change * sequence.num_left
 
     # --- planning -----------------------------------------------------------------------------
 
@@ -184,6 +242,7 @@ class Scheduler:
         self._slots.vacate(slot)
         self.pool.free(sequence.preempt(block))
         self.waiting.appendleft(sequence)
+        self._count_waiting(sequence, 1)
         self.num_preemptions += 1
 
     def _stop(self, slot: int) -> None:
@@ -192,8 +251,8 @@ class Scheduler:
             self._stops.append(slot)
 
     def _admit(self, starts: list[SlotStart], changed: dict[int, int]) -> None:
-        page_size = self.pool.page_size
-        while self.waiting and self._slots.num_free:
+        page_size, num_places = self.pool.page_size, self.num_free_places
+        while self.waiting and num_places:
             sequence = self.waiting[0]
             match = self.pool.match(sequence.canvas[: sequence.num_committed])
             end = min(sequence.num_committed + 2 * self.limits.block_length, len(sequence.canvas))
@@ -202,6 +261,8 @@ class Scheduler:
                 self.pool.free(match.pages)
                 return
             self.waiting.popleft()
+            self._count_waiting(sequence, -1)
+            num_places -= 1
             slot = self._slots.reserve()
             pages = match.pages + self.pool.allocate(missing)
             cached_tokens = len(match.pages) * page_size
@@ -235,6 +296,7 @@ class Scheduler:
                 sequence.computed(length)
                 self._register_pages(sequence)
                 budget -= length
+            self._slots.to_prefill_M[slot] = sequence.remaining_prefill
             if not sequence.remaining_prefill:
                 starts.append(self._start(sequence))
                 budget -= block_length
@@ -293,7 +355,8 @@ class Scheduler:
         self._num_decode_tokens = result.num_tokens - launched.num_prefill_tokens
         slots = self._slots
         after = slots.compare(result, launched.decoding_M)
-        self._total_C += after.counted_MC.sum(0)
+        counted_C = after.counted_MC.sum(0)
+        self._total_C += counted_C
         record_alternatives(slots, after, result)
         record_trace(slots, after, result)
         emitted = emit(slots, after)
@@ -301,6 +364,8 @@ class Scheduler:
             slots.sequence(slot).close_block(after.token_ids_MB[slot])
         self._register_final(after.took_part_M)
         slots.take(result, after)
+        self._paces.take(after.counted_MC, slots.counts_MC[:, STEPS])
+        self._engine_pace.take(counted_C)
         return emitted
 
     def _register_final(self, took_part_M: NDArray[np.bool_]) -> None:

@@ -55,7 +55,8 @@ class Slots:
     earlier one. ``active_M`` is what the device last said; ``edits_M`` are sequences whose decoded
     tokens may change until their block ends; ``capacity_M`` and ``canvas_end_M`` are tokens that
     the pages hold and that the sequence can ever have; ``registered_end_M`` is the position up to
-    which its pages are findable.
+    which its pages are findable;
+    ``to_prefill_M`` are tokens whose prefill is not planned yet.
     """
 
     def __init__(self, max_num_seqs: int, block_length: int, mask_token_id: int) -> None:
@@ -74,6 +75,7 @@ class Slots:
         self.capacity_M = np.zeros(m, np.int64)
         self.canvas_end_M = np.zeros(m, np.int64)
         self.registered_end_M = np.zeros(m, np.int64)
+        self.to_prefill_M = np.zeros(m, np.int64)
         self.emitted_end_M = np.zeros(m, np.int64)
         self.limit_M = np.zeros(m, np.int64)
         self.step_M = np.zeros(m, np.int64)
@@ -87,6 +89,12 @@ class Slots:
     @property
     def num_free(self) -> int:
         return len(self._free)
+
+    @property
+    def taken_M(self) -> NDArray[np.bool_]:
+        """``[M]`` bool: somebody sits there."""
+        taken_M: NDArray[np.bool_] = self.admitted_M != NOBODY
+        return taken_M
 
     @property
     def num_taken(self) -> int:
@@ -140,6 +148,7 @@ class Slots:
         self.capacity_M[slot] = capacity
         self.canvas_end_M[slot] = len(sequence.canvas)
         self.emitted_end_M[slot] = sequence.prompt_len + sequence.num_emitted
+        self.to_prefill_M[slot] = sequence.remaining_prefill
         self.limit_M[slot] = sequence.limit
         self.edits_M[slot] = params.unmasking == "joint_threshold"
         self.counts_MC[slot] = 0
@@ -170,6 +179,7 @@ class Slots:
             params=sequence.params,
             seed=sequence.seed,
             stop_token_ids=tuple(sequence.stop_token_ids),
+            forced_ids_B=sequence.forced_ids(self.mask_token_id),
         )
 
     def vacate(self, slot: int) -> None:
@@ -178,7 +188,7 @@ class Slots:
         sequence.num_emitted = int(self.emitted_end_M[slot]) - sequence.prompt_len
         sequence.count_C = sequence.count_C + self.counts_MC[slot]
         self._sequences[slot] = None
-        self.admitted_M[slot] = NOBODY
+        self.admitted_M[slot], self.to_prefill_M[slot] = NOBODY, 0
         self.decoding_M[slot] = self.prefilling_M[slot] = self.active_M[slot] = False
         self._free.append(slot)
 

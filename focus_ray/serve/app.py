@@ -21,11 +21,13 @@ from focus_ray.cluster.placement import placement
 from focus_ray.config import EngineConfig
 from focus_ray.serve.args import ServeArgs
 from focus_ray.serve.autoscaling import OccupancyPolicy
+from focus_ray.serve.handover import HandoverClient
 from focus_ray.serve.ingress import IngressSettings, create_app
 from focus_ray.serve.model_args import AutoscalingArgs, ModelArgs
 from focus_ray.serve.placing import Placed, place
 from focus_ray.serve.ray_client import RayEngineClient
 from focus_ray.serve.replica import EngineFactory, Replica, start_engine
+from focus_ray.serve.router import router_config
 from focus_ray.serve.served_models import ServedModel
 
 APP_NAME = "focus-ray"
@@ -69,7 +71,11 @@ class IngressDeployment:
         self._settings = settings
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        models = [ServedModel(names, RayEngineClient(handle)) for names, handle in self._models]
+        limit = self._settings.max_handovers
+        models = [
+            ServedModel(names, HandoverClient(RayEngineClient(handle), limit))
+            for names, handle in self._models
+        ]
         return create_app(models, self._settings)
 
 
@@ -111,6 +117,7 @@ def _engines(name: str, placed: Placed, engine_factory: EngineFactory) -> serve.
         name=name,
         max_ongoing_requests=capacity,
         max_queued_requests=capacity,
+        request_router_config=router_config(model.router),
         max_constructor_retry_count=model.max_start_attempts,
         ray_actor_options=actor_options,
         max_surge_percent=model.max_surge_percent,

@@ -10,6 +10,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ModelWrapValidatorHandler,
+    NonNegativeInt,
     PositiveInt,
     ValidationError,
     model_validator,
@@ -45,6 +46,10 @@ class ServeArgs(ModelArgs):
         (), description="The same as SHA-256 in hexadecimal digits."
     )
     max_body_bytes: PositiveInt = Field(16 * 2**20, description="Longest request body.")
+    max_handovers: NonNegativeInt = Field(
+        3,
+        description="How often a request whose engine dies is continued by another one; 0: never.",
+    )
 
     @property
     def served(self) -> tuple[ModelArgs, ...]:
@@ -83,6 +88,7 @@ class ServeArgs(ModelArgs):
         return IngressSettings(
             api_key_hashes=accepted_hashes(self.api_keys, self.api_key_hashes, environment),
             max_body_bytes=self.max_body_bytes,
+            max_handovers=self.max_handovers,
         )
 
     @model_validator(mode="after")

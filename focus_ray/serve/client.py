@@ -1,7 +1,7 @@
 """What the ingress asks of engines, wherever they run.
 
-Two implementations: ``replica.Replica`` in the same process, ``ray_client.RayEngineClient`` over a
-Serve handle.
+``replica.Replica`` is one in the same process, ``ray_client.RayEngineClient`` reaches those behind
+a Serve handle, and ``handover.HandoverClient`` around it lets requests outlive them.
 """
 
 from __future__ import annotations
@@ -29,6 +29,10 @@ class EngineClient(Protocol):
 
     async def check_alive(self, timeout_s: float) -> None:
         """Ask the engine itself; EngineDead if it does not answer within ``timeout_s``."""
+        ...
+
+    async def states(self) -> dict[str, int]:
+        """Number of replicas by state, those that are about to start included."""
         ...
 
     async def metrics(self) -> list[Metric]:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, FastAPI, Request, Response, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from focus_ray import __version__
 from focus_ray.serve import http_errors
@@ -18,6 +18,7 @@ from focus_ray.serve.answering import Task, answer
 from focus_ray.serve.api_keys import is_accepted
 from focus_ray.serve.bodies import add_schemas, describe_body, describe_errors, read_body
 from focus_ray.serve.chat_writer import ChatWriter
+from focus_ray.serve.cluster_view import ClusterView, ModelView, view_of
 from focus_ray.serve.completion_writer import CompletionWriter
 from focus_ray.serve.http_errors import Unauthorized
 from focus_ray.serve.messages import Submission
@@ -53,6 +54,10 @@ class IngressSettings(BaseModel):
         (), description="SHA-256 of the keys of which requests must bring one; none: open to all."
     )
     max_body_bytes: PositiveInt = Field(16 * 2**20, description="Longest request body.")
+    max_handovers: NonNegativeInt = Field(
+        3,
+        description="How often a request whose engine dies is continued by another one; 0: never.",
+    )
     health_timeout_s: PositiveFloat = Field(10.0, description="Wait for an engine's answer.")
 
 
@@ -76,7 +81,11 @@ class Ingress:
         reply_id = f"chatcmpl-{uuid.uuid4().hex}"
         with_ids = bool(body.return_token_ids)
         submission = Submission(
-            reply_id, body.chat_prompt(body.messages), body.to_params(), with_ids
+            reply_id,
+            body.chat_prompt(body.messages),
+            body.to_params(),
+            with_ids,
+            _session(request, body.prompt_cache_key, body.user),
         )
         writer = ChatWriter(reply_id, name, body.with_usage, with_ids)
         task = Task((submission,), writer, bool(body.stream), body.with_usage)
@@ -89,8 +98,9 @@ class Ingress:
         reply_id = f"cmpl-{uuid.uuid4().hex}"
         with_ids = bool(body.return_token_ids)
         params = body.to_params()
+        session = _session(request, body.user)
         submissions = tuple(
-            Submission(f"{reply_id}-{number}", prompt, params, with_ids)
+            Submission(f"{reply_id}-{number}", prompt, params, with_ids, session)
             for number, prompt in enumerate(body.prompts())
         )
         writer = CompletionWriter(reply_id, name, body.with_usage, with_ids)
@@ -139,6 +149,11 @@ class Ingress:
         families = merge_families(await asyncio.wait_for(asked, timeout_s))
         return Response(as_text(families), media_type=CONTENT_TYPE_LATEST)
 
+    async def cluster(self) -> ClusterView:
+        """Each model's replicas, what they hold and what their GPUs do."""
+        asked = asyncio.gather(*map(self._view, self._models))
+        return ClusterView(models=await asyncio.wait_for(asked, self._settings.health_timeout_s))
+
     async def version(self) -> VersionReply:
         """Version of this server."""
         return VersionReply(version=__version__)
@@ -154,6 +169,10 @@ class Ingress:
         if hashes and not is_accepted(sent.credentials if sent else "", hashes):
             raise Unauthorized("send one of the server's API keys: 'Authorization: Bearer KEY'")
 
+    async def _view(self, model: ServedModel) -> ModelView:
+        states, families = await asyncio.gather(model.client.states(), model.client.metrics())
+        return view_of(model.names[0], states, families)
+
     async def _model(self, name: str, model: ServedModel) -> Model:
         return Model(
             id=name,
@@ -162,6 +181,11 @@ class Ingress:
             owned_by="focus-ray",
             max_model_len=(await model.describe()).max_model_len,
         )
+
+
+def _session(request: Request, *named: str | None) -> str | None:
+    """What the client calls requests that belong together, in the first way that it used."""
+    return next((key for key in (request.headers.get("X-Session-Id"), *named) if key), None)
 
 
 def create_app(models: Sequence[ServedModel], settings: IngressSettings) -> FastAPI:
@@ -223,5 +247,6 @@ def _open(ingress: Ingress) -> APIRouter:
     router = APIRouter()
     router.add_api_route("/health", ingress.health, responses=describe_errors(503))
     router.add_api_route("/metrics", ingress.metrics)
+    router.add_api_route("/cluster", ingress.cluster, responses=describe_errors(503))
     router.add_api_route("/version", ingress.version)
     return router

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,12 +42,18 @@ Prompt = TextPrompt | TokenPrompt | ChatPrompt
 
 @dataclass(frozen=True)
 class Submission:
-    """One prompt and what is wanted of it."""
+    """One prompt and what is wanted of it.
+
+    ``continued`` is as in ``GenerationRequest``: what another replica has sent of it. Requests that
+    belong together share their ``session``.
+    """
 
     request_id: str
     prompt: Prompt
     params: SamplingParams
     with_prompt_token_ids: bool = False
+    session: str | None = None
+    continued: Mapping[int, tuple[int, ...]] | None = None
 
 
 @dataclass(frozen=True)

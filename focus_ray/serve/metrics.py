@@ -6,6 +6,7 @@ per step. What concerns one request is observed when its completions end.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
@@ -14,6 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from focus_ray.engine.outputs import EngineLoad, TokenDelta
 from focus_ray.errors import EngineDead, EngineOverloaded, RequestRejected
+from focus_ray.serve.replica_load import ReplicaLoad
 
 PREFIX = "focus_ray:"
 LABELS = ("model_name", "replica")
@@ -30,6 +32,34 @@ GAUGES: dict[str, tuple[str, Callable[[EngineLoad], float]]] = {
     "num_requests_waiting": ("Sequences that wait for a place.", lambda x: x.num_waiting),
     "kv_cache_usage_perc": ("Share of the KV pages in use, 0 to 1.", lambda x: x.kv_usage),
     "step_seconds": ("Duration of a denoising step, lately.", lambda x: x.step_s),
+    "effective_batch_occupancy": (
+        "Predicted tokens of a step, of running and waiting sequences, over the saturation budget.",
+        lambda x: ReplicaLoad.of(x).occupancy,
+    ),
+    "saturation_tokens": (
+        "Tokens of a step from which on larger steps are hardly faster.",
+        lambda x: x.saturation_tokens,
+    ),
+    "next_step_tokens": (
+        "Tokens that running sequences are predicted to process in the next step.",
+        lambda x: x.next_step_tokens,
+    ),
+    "waiting_tokens": (
+        "Tokens that a step would have besides, did those run that wait.",
+        lambda x: x.waiting_tokens,
+    ),
+    "remaining_tokens": (
+        "Tokens that all sequences have still to process, at most.",
+        lambda x: x.remaining_tokens,
+    ),
+    "retained_ratio": (
+        "Share of the tokens of decoding that went past layer 1, lately.",
+        lambda x: x.retained_ratio,
+    ),
+    "tokens_per_step": (
+        "Tokens that a step decoded of a sequence, lately.",
+        lambda x: x.decoded_per_step,
+    ),
 }
 TOTALS: dict[str, tuple[str, Callable[[EngineLoad], float]]] = {
     "prompt_tokens": ("Tokens of accepted prompts.", lambda x: x.prompt_tokens),
@@ -68,7 +98,7 @@ class ReplicaMetrics:
 
     def __init__(self, load: Callable[[], EngineLoad], model_name: str, replica_name: str) -> None:
         self._load = load
-        self._labels = (model_name, replica_name)
+        self.labels = (model_name, replica_name)
         self._registry = CollectorRegistry()
         self._first_token_s = self._histogram(
             "time_to_first_token_seconds", "Arrival to first token.", SECONDS
@@ -82,6 +112,17 @@ class ReplicaMetrics:
         self._per_token_s = self._histogram(
             "request_time_per_output_token_seconds",
             "Seconds per token after the first, of one completion.",
+            SECONDS_PER_TOKEN,
+        )
+        self._taken_over = Counter(
+            f"{PREFIX}requests_taken_over",
+            "Requests that another replica had begun.",
+            LABELS,
+            registry=self._registry,
+        ).labels(model_name, replica_name)
+        self._between_s = self._histogram(
+            "inter_token_latency_seconds",
+            "Seconds that a completion's tokens came after those before them.",
             SECONDS_PER_TOKEN,
         )
         self._refused = Counter(
@@ -98,10 +139,22 @@ class ReplicaMetrics:
             yield
         except (RequestRejected, EngineOverloaded, EngineDead) as error:
             reason = next(name for kind, name in REFUSALS.items() if isinstance(error, kind))
-            self._refused.labels(*self._labels, reason).inc()
+            self._refused.labels(*self.labels, reason).inc()
             raise
 
-    def take(self, delta: TokenDelta) -> None:
+    def count_taken_over(self) -> None:
+        """Count a request that another replica had begun."""
+        self._taken_over.inc()
+
+    def observer(self) -> RequestObserver:
+        """For the deltas of one request."""
+        return RequestObserver(self)
+
+    def observe_wait(self, seconds: float) -> None:
+        """Observe the time between one completion's tokens and its next."""
+        self._between_s.observe(seconds)
+
+    def observe_end(self, delta: TokenDelta) -> None:
         """Observe a completion at its end; one that was cut off says nothing about latency."""
         stats = delta.stats
         if stats is None or delta.finish_reason == "abort":
@@ -119,11 +172,11 @@ class ReplicaMetrics:
         families: list[Metric] = []
         for name, (text, read) in GAUGES.items():
             gauge = GaugeMetricFamily(PREFIX + name, text, labels=LABELS)
-            gauge.add_metric(self._labels, read(load))
+            gauge.add_metric(self.labels, read(load))
             families.append(gauge)
         for name, (text, read) in TOTALS.items():
             total = CounterMetricFamily(PREFIX + name, text, labels=LABELS)
-            total.add_metric(self._labels, read(load))
+            total.add_metric(self.labels, read(load))
             families.append(total)
         finished = CounterMetricFamily(
             f"{PREFIX}request_success",
@@ -131,12 +184,30 @@ class ReplicaMetrics:
             labels=(*LABELS, "finished_reason"),
         )
         for reason, count in load.finished.items():
-            finished.add_metric((*self._labels, reason), count)
+            finished.add_metric((*self.labels, reason), count)
         return [*families, finished, *self._registry.collect()]
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
         family = Histogram(PREFIX + name, text, LABELS, buckets=buckets, registry=self._registry)
-        return family.labels(*self._labels)
+        return family.labels(*self.labels)
+
+
+class RequestObserver:
+    """Sees every delta of a request, and when it came."""
+
+    def __init__(self, metrics: ReplicaMetrics) -> None:
+        self._metrics = metrics
+        self._last_at: dict[int, float] = {}  # by completion
+
+    def take(self, delta: TokenDelta) -> None:
+        """The next delta of one of the completions, now."""
+        if delta.token_ids:
+            now = time.monotonic()
+            if (last := self._last_at.get(delta.index)) is not None:
+                self._metrics.observe_wait(now - last)
+            self._last_at[delta.index] = now
+        if delta.finish_reason is not None:
+            self._metrics.observe_end(delta)
 
 
 def merge_families(replicas: Iterable[Iterable[Metric]]) -> list[Metric]:

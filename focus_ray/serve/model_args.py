@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -17,6 +17,8 @@ from pydantic import (
 )
 
 from focus_ray.config import EngineConfig
+
+RouterName = Literal["occupancy", "power_of_two"]
 
 
 class AutoscalingArgs(BaseModel):
@@ -83,6 +85,11 @@ class ModelArgs(BaseModel):
         le=1.0,
         description="GPUs of a rank; None: 1 where the device is a GPU. Less than 1 shares a GPU "
         "with other engines.",
+    )
+    router: RouterName = Field(
+        "power_of_two",
+        description="How a request finds its engine: by what engines' steps will process, or by "
+        "Serve's count of requests at two of them.",
     )
     max_start_attempts: PositiveInt = Field(
         3, description="Failed starts of an engine before the deployment has failed."

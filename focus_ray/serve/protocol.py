@@ -119,7 +119,7 @@ class ChatCompletionRequest(TemplateFields, GenerationFields):
         None, description="Only auto or default."
     )
     safety_identifier: str | None = Field(None, description="Accepted and not used.")
-    prompt_cache_key: str | None = Field(None, description="Accepted and not used.")
+    prompt_cache_key: str | None = Field(None, description="As user, and before it.")
 
     @model_validator(mode="after")
     def _fields_fit_together(self) -> Self:

@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, cast
 
 from prometheus_client import Metric
+from ray import serve
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import (
     BackPressureError,
@@ -83,6 +84,16 @@ class RayEngineClient:
             raise EngineDead("no engine is running yet, or any more")
         with own_errors():
             raise errors[0]
+
+    async def states(self) -> dict[str, int]:
+        """Number of replicas by state, as Serve's controller has it."""
+        with own_errors():
+            status = await asyncio.to_thread(serve.status)
+        application = status.applications[self._handle.app_name]
+        found = application.deployments[self._handle.deployment_name].replica_states
+        return {
+            str(getattr(state, "value", state)): count for state, count in found.items() if count
+        }
 
     async def metrics(self) -> list[Metric]:
         """Metric families of all replicas; one that does not answer is left out."""

@@ -7,6 +7,7 @@ can never disagree, the ingress needs no model files, and its event loop never t
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -14,10 +15,12 @@ from typing import Any, Protocol
 
 from prometheus_client import Metric
 
+from focus_ray.cluster.telemetry import GpuTelemetry
 from focus_ray.config import EngineConfig
 from focus_ray.engine.outputs import EngineLoad, GenerationRequest, TokenDelta, TokenLogprob
 from focus_ray.errors import RequestRejected
 from focus_ray.serve.autoscaling import OCCUPANCY
+from focus_ray.serve.gpu_metrics import gpu_families
 from focus_ray.serve.messages import (
     ChatPrompt,
     Chunk,
@@ -30,6 +33,7 @@ from focus_ray.serve.messages import (
     TokenText,
 )
 from focus_ray.serve.metrics import ReplicaMetrics
+from focus_ray.serve.replica_load import ReplicaLoad
 
 # JSON has no -inf; OpenAI writes this for tokens that cannot be.
 MIN_LOGPROB = -9999.0
@@ -101,9 +105,9 @@ class Replica:
         replica_name: str = "0",
         engine_factory: EngineFactory = start_engine,
     ) -> None:
-        self._max_num_seqs = config.max_num_seqs
         self._engine = engine_factory(config)
         self._metrics = ReplicaMetrics(self._engine.load, model_name, replica_name)
+        self._telemetry = GpuTelemetry(os.environ) if config.device != "cpu" else None
 
     async def generate(self, submission: Submission) -> AsyncGenerator[Chunk, None]:
         """Chunks of all completions, interleaved; closing aborts the engine's request."""
@@ -122,11 +126,17 @@ class Replica:
                 prompt_token_ids=prompt_token_ids,
                 params=submission.params,
                 prompt=prompt.text if isinstance(prompt, TextPrompt) else None,
+                continued=submission.continued,
             )
-            untold = set(range(submission.params.n) if submission.with_prompt_token_ids else ())
+            if request.continued is not None:
+                self._metrics.count_taken_over()
+            untold = set[int]()
+            if submission.with_prompt_token_ids:
+                untold = {index for index, sent in request.emitted_before.items() if not sent}
+            observer = self._metrics.observer()
             async with aclosing(self._engine.generate(request)) as deltas:
                 async for delta in deltas:
-                    self._metrics.take(delta)
+                    observer.take(delta)
                     first = delta.index in untold
                     untold.discard(delta.index)
                     yield self._chunk(delta, prompt_token_ids if first else None)
@@ -164,21 +174,29 @@ class Replica:
         """Raises EngineDead."""
         await self._engine.check_alive(timeout_s)
 
+    async def states(self) -> dict[str, int]:
+        """It runs, as it answers."""
+        return {"RUNNING": 1}
+
     async def metrics(self) -> list[Metric]:
-        """This engine's metric families."""
-        return self._metrics.collect()
+        """This engine's metric families, and those of its GPUs."""
+        families = self._metrics.collect()
+        if self._telemetry is not None:
+            readings = await asyncio.to_thread(self._telemetry.read)
+            families += gpu_families(readings, *self._metrics.labels)
+        return families
+
+    def record_routing_stats(self) -> dict[str, float]:
+        """This engine's load for routers; Ray Serve asks often and passes it on."""
+        return ReplicaLoad.of(self._engine.load()).as_routing_stats()
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """What Ray Serve hands to the autoscaling policy."""
-        return {OCCUPANCY: self._occupancy()}
+        return {OCCUPANCY: ReplicaLoad.of(self._engine.load()).occupancy}
 
     def shutdown(self) -> None:
         """Stop the engine."""
         self._engine.shutdown()
-
-    def _occupancy(self) -> float:
-        """Share of the engine that is in use, by the number of its sequences."""
-        return self._engine.load().num_running / self._max_num_seqs
 
     def _refuse_hopeless(self, prompt: Prompt) -> None:
         """Refuse text that cannot fit the context before it costs seconds to find out by how much.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Self
+
+from focus_ray.engine.outputs import EngineLoad
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,11 @@ class ReplicaLoad:
     def occupancy(self) -> float:
         """Effective batch occupancy: predicted tokens of a step over the saturation budget."""
         return (self.next_step_tokens + self.waiting_tokens) / self.saturation_tokens
+
+    @classmethod
+    def of(cls, load: EngineLoad) -> Self:
+        """The part of an engine's load that says how busy it is; the names are the same."""
+        return cls(**{field.name: getattr(load, field.name) for field in fields(cls)})
 
     def as_routing_stats(self) -> dict[str, float]:
         """What Ray Serve passes on to routers."""

@@ -95,7 +95,9 @@ class GenerationFields(StrictModel):
     return_token_ids: bool | None = Field(
         None, description="Add token_ids and prompt_token_ids to the choices, as vLLM does."
     )
-    user: str | None = Field(None, description="Accepted and not used.")
+    user: str | None = Field(
+        None, description="Requests of one user go to one engine where loads allow."
+    )
     metadata: dict[str, str] | None = Field(None, description="Accepted and not used.")
 
     frequency_penalty: Annotated[float | None, neutral(0)] = Field(None, description="Only 0.")

@@ -117,6 +117,33 @@ def test_a_shape_with_experts_is_measured_and_its_experts_are_counted(
     assert judged.assumed == () and 0 < judged.fraction < 1
 
 
+def test_two_ranks_are_measured_as_one_engine(tmp_path: Path) -> None:
+    reports = {}
+    for size in ("1", "2"):
+        file = tmp_path / f"{size}.json"
+        throughput.main(
+            [
+                *("--device", "cpu", "--mode", "block@0.8", "--concurrency", "2"),
+                *("--tensor-parallel-size", size, "--num-prompts", "4", "--num-warmups", "0"),
+                *("--input-len", "40", "--output-len", "24", "--kv-cache-memory-bytes", "67108864"),
+                *("--json", str(file)),
+            ]
+        )
+        reports[size] = json.loads(file.read_text())
+    assert reports["2"]["model"] == {**reports["1"]["model"], "tensor_parallel_size": 2}
+    one, two = (report["rows"][0] for report in reports.values())
+    for name in ("finish_reasons", "exact_match", "steps", "processed_tokens", "decoded_tokens"):
+        assert two[name] == one[name]
+
+
+def test_a_shape_for_several_ranks_is_asked_for_as_a_folder(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        parse_arguments(["--tensor-parallel-size", "2", "--shape", "sdar-8b"], None)
+    assert "--model DIR in place of --shape" in capsys.readouterr().err
+
+
 def test_an_interrupted_run_keeps_what_was_measured(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

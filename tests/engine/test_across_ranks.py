@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from focus_ray.config import EngineConfig
 from focus_ray.engine.assembly import assemble
 from focus_ray.engine.engine import Engine
 from focus_ray.engine.outputs import CompletionOutput, GenerationRequest
+from focus_ray.engine.rank import make_rank
 from focus_ray.engine.sampler import RowParams, choose_tokens
 from focus_ray.engine.shared_logits import best_alternatives
 from focus_ray.models.loading import load_model
@@ -182,3 +185,29 @@ def test_ranks_generate_as_one(ranks: Ranks, family: str, decoding: str, size: i
                 ]
     if decoding == "focus":
         assert sum(output.stats.evicted_tokens for output in expected) > 0
+
+
+def start(shards: Shards, folder: str) -> tuple[int, bool, bool]:
+    """A rank's saturation budget, whether it decides, and whether it keeps costs in its cache."""
+    cache = Path(folder) / str(shards.rank)
+    config = EngineConfig(
+        model=str(GOLDEN / "sdar"),
+        device="cpu",
+        dtype="float32",
+        focus_adaptive=True,
+        block_length=16,
+        num_pages=16,
+        max_num_seqs=2,
+        max_num_batched_tokens=64,
+    )
+    with patch.dict(os.environ, {"FOCUS_RAY_CACHE_DIR": str(cache)}):
+        rank = make_rank(config, torch.device("cpu"), shards)
+    return rank.saturation_tokens, rank.runner.chooser is not None, cache.exists()
+
+
+def test_ranks_agree_on_what_the_first_measured_or_remembers(ranks: Ranks, tmp_path: Path) -> None:
+    measured = ranks.run(2, start, str(tmp_path))
+    (budget, *of_first), (other_budget, *of_other) = measured
+    assert budget == other_budget >= 1
+    assert (of_first, of_other) == ([True, True], [False, False])
+    assert ranks.run(2, start, str(tmp_path)) == measured

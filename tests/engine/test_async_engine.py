@@ -196,6 +196,14 @@ async def test_shutdown_ends_streams_and_is_idempotent(engine):
             pass
 
 
+async def test_an_idle_engine_still_tells_its_load_anew(engine, monkeypatch):
+    monkeypatch.setattr(async_engine, "IDLE_WAIT_S", 0.01)
+    await collect(engine, request("a", max_tokens=3))  # wakes it from its first sleep
+    seen = engine.load().epoch
+    await settled(engine, lambda load: load.epoch > seen + 2)
+    assert engine.load().num_running == 0
+
+
 async def test_alive_engine_answers_while_working(engine):
     task = asyncio.create_task(collect(engine, request("a", max_tokens=300)))
     await engine.check_alive(10)

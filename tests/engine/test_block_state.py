@@ -1,5 +1,7 @@
 """What the host tells the device lands in the right words, and nowhere else."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -53,6 +55,7 @@ def test_a_start_fills_every_word_of_its_slot_and_no_other(state):
     assert words.array("uncached")[3].tolist() == [1] * B, "its KV is not in the pages"
     assert words.array("leftover")[3].tolist() == [0] * B
     assert words.counts_MC[3].tolist() == [0] * 8
+    assert words.array("forced_ids")[3].tolist() == [MASK] * B, "any token may come"
     assert words.stop_ids_MK[3].tolist() == [5, 6, MASK]
     found = {name: words.scalar(name)[3].item() for name in ("active", "block_start", "progress")}
     assert found == {"active": 1, "block_start": 8, "progress": -1}
@@ -76,6 +79,14 @@ def test_a_start_fills_every_word_of_its_slot_and_no_other(state):
     assert {name: words.scalar(name)[3].item() for name in numbers} == numbers
     assert words.scalar("top_p")[3].item() == pytest.approx(0.9)
     assert words.scalar("min_p")[3].item() == pytest.approx(0.1)
+
+
+def test_what_tokens_must_become_travels_with_the_start_that_says_so():
+    forced_B = np.array([MASK, 4, 5, MASK], np.int32)
+    starts = [replace(start(0), forced_ids_B=forced_B), start(1)]
+    layout = SlotLayout(B, 1)
+    words = SlotWords(layout, torch.from_numpy(pack_starts(layout, starts, MASK)))
+    assert words.array("forced_ids").tolist() == [[MASK, 4, 5, MASK], [MASK] * B]
 
 
 def test_a_block_without_a_number_of_steps_may_take_as_many_as_it_has_tokens():

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from focus_ray.config import EngineConfig
-from focus_ray.engine.adaptive import EvictionChooser, StepCosts
+from focus_ray.engine.adaptive import EvictionChooser
+from focus_ray.engine.costs import StepCosts
 from focus_ray.engine.engine import Engine
 from focus_ray.engine.outputs import GenerationRequest
 from focus_ray.sampling import SamplingParams

@@ -32,7 +32,7 @@ def make_engine(family: str, size: int, **overrides: object) -> Engine:
         "focus_adaptive": False,
         "block_length": 16,
         "page_size": 16,
-        "num_pages": 20,  # not enough for all at once: some are preempted
+        "num_pages": 15,  # not enough for all at once: some are preempted
         "max_model_len": 160,
         "max_num_seqs": 16,
         "confidence_threshold": 0.5,

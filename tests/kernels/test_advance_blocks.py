@@ -121,6 +121,10 @@ def slow_advance_slot(words: SlotWords, m: int, outcome: Outcome) -> list[int]:
     columns["retained_tokens"] += len(kept) + sum(slot.leftover)
     columns["evicted_tokens"] += sum(not before[b] and b not in kept for b in positions)
     columns["decoded_tokens"] += len(chosen)
+    found = [
+        int(outcome.token_MB[m, b]) if forced == MASK_ID else forced
+        for b, forced in enumerate(slot.forced_ids)
+    ]
     is_joint = outcome.whole_blocks and STRATEGIES[slot.strategy] == "joint_threshold"
     edited = [
         b
@@ -129,7 +133,7 @@ def slow_advance_slot(words: SlotWords, m: int, outcome: Outcome) -> list[int]:
         and before[b]
         and slot.block_start + b >= slot.prompt_len
         and outcome.confidence_MB[m, b] > slot.editing_threshold
-        and outcome.token_MB[m, b] != slot.token_ids[b]
+        and found[b] != slot.token_ids[b]
     ]
     columns["edited_tokens"] += len(edited)
     if outcome.decodable_MB is not None:
@@ -138,7 +142,7 @@ def slow_advance_slot(words: SlotWords, m: int, outcome: Outcome) -> list[int]:
         columns["recalled_tokens"] += len(set(decodable) & set(kept))
 
     for b in chosen + edited:
-        slot.token_ids[b] = int(outcome.token_MB[m, b])
+        slot.token_ids[b] = found[b]
         slot.logprobs[b] = float(outcome.logprob_MB[m, b])
         slot.decoded[b] = 1
     has_settled = True
@@ -183,6 +187,7 @@ def slow_advance_slot(words: SlotWords, m: int, outcome: Outcome) -> list[int]:
             "decoded": [0] * block_length,
             "logprobs": [0.0] * block_length,
             "uncached": [1] * block_length,
+            "forced_ids": [MASK_ID] * block_length,
             "warm_up": 1,
             "progress": -1,
             "decoded_sum": 0,
@@ -257,11 +262,13 @@ def test_blocks_near_their_end(block_length: int, device: torch.device) -> None:
 class Block:
     """One slot whose block of 4 is described by a string: digits are decoded ids, dots masks.
 
-    A step decodes position ``b`` as id ``b`` wherever it stands in ``unmasks``.
+    A step decodes position ``b`` as id ``b`` wherever it stands in ``unmasks``, or as what
+    ``forced`` says.
     """
 
     ids: str
     unmasks: str = "...."
+    forced: str = "...."
     start: int = 8
     prompt_len: int = 0
     limit: int = 100
@@ -272,8 +279,9 @@ class Block:
 def step_of(block: Block) -> tuple[SlotWords, Outcome]:
     words = SlotWords.allocate(SlotLayout(4, 2), 1, "cpu")
     decoded_B = torch.tensor([c != "." for c in block.ids])
-    ids = [MASK_ID if c == "." else int(c) for c in block.ids]
-    words.array("token_ids").copy_(torch.tensor([ids]))
+    for name, text in (("token_ids", block.ids), ("forced_ids", block.forced)):
+        ids = [MASK_ID if c == "." else int(c) for c in text]
+        words.array(name).copy_(torch.tensor([ids]))
     words.array("decoded").copy_(decoded_B)
     words.array("uncached").fill_(1)
     words.array("leftover").fill_(1)
@@ -327,6 +335,24 @@ def test_when_a_text_is_final_and_when_a_block_is_closed(
 ) -> None:
     after, _ = found = advanced(*step_of(block), device)
     assert (bool(after.scalar("active")), int(after.scalar("block_start"))) == (is_active, start)
+    assert_same(found, slow_advance(*step_of(block)))
+
+
+@pytest.mark.parametrize(
+    ("block", "column", "ids"),
+    [
+        pytest.param(Block("1...", ".xx.", ".7.."), "token_ids", "172.", id="beside a free one"),
+        pytest.param(Block("1...", "..x.", ".7.."), "token_ids", "1.2.", id="not its turn yet"),
+        pytest.param(Block("172.", "...x", ".7.8"), "closed_ids", "1728", id="closes the block"),
+        pytest.param(Block("172.", "...x", ".7.8"), "forced_ids", "....", id="next one is free"),
+    ],
+)
+def test_what_a_token_must_become_it_becomes(
+    block: Block, column: str, ids: str, device: torch.device
+) -> None:
+    after, _ = found = advanced(*step_of(block), device)
+    wanted = [MASK_ID if c == "." else int(c) for c in ids]
+    assert after.array(column).tolist() == [wanted]
     assert_same(found, slow_advance(*step_of(block)))
 
 

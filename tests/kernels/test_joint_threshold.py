@@ -46,6 +46,7 @@ def words_of(block: Block) -> SlotWords:
     )
     words.array("decoded").copy_(torch.tensor([[c != "." for c in block.ids]]))
     words.array("uncached").fill_(1)
+    words.array("forced_ids").fill_(MASK_ID)
     words.array("logprobs").fill_(-2.0)
     words.stop_ids_MK.fill_(block.stop_id)
     for name, value in (

@@ -147,6 +147,7 @@ class Slots:
         fresh.array("token_ids").copy_(torch.where(is_known, 1, MASK_ID))
         fresh.array("decoded").copy_(is_known)
         fresh.array("uncached").fill_(1)
+        fresh.array("forced_ids").fill_(MASK_ID)
         for name, value in (
             ("active", 1),
             ("warm_up", 1),

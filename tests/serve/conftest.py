@@ -84,7 +84,8 @@ class FakeEngine:
         prompt = "".join(map(chr, request.prompt_token_ids))
         self.refuse(prompt, request)
         self.running.add(request.request_id)
-        unfinished = request.params.n
+        sent = {index: len(ids) for index, ids in request.emitted_before.items()}
+        unfinished = len(sent)
         try:
             limit = request.params.max_tokens or self.max_model_len - len(prompt)
             answer = prompt * 1000 if "forever" in prompt else prompt
@@ -94,10 +95,11 @@ class FakeEngine:
                 self.steps += 1
                 if "dies midway" in prompt and start >= 2 * BLOCK:
                     raise EngineDead("the engine died midway")
-                for index in range(request.params.n):
+                for index, first in sent.items():
                     last = start + BLOCK >= len(ids)
                     unfinished -= last
-                    yield self.delta(request, index, ids[start : start + BLOCK], last, limit)
+                    if new := ids[max(start, first) : start + BLOCK]:
+                        yield self.delta(request, index, new, last, limit)
         finally:
             self.running.discard(request.request_id)
             if unfinished:
@@ -171,6 +173,15 @@ class FakeEngine:
             num_preemptions=1,
             finished={"stop": 2, "length": 1, "abort": 0},
             step_s=0.25,
+            epoch=self.steps,
+            page_size=32,
+            saturation_tokens=200,
+            next_step_tokens=60.5,
+            waiting_tokens=39.5,
+            remaining_tokens=7000.0,
+            tokens_per_sequence=8.5,
+            retained_ratio=0.4,
+            decoded_per_step=2.5,
         )
 
     async def check_alive(self, timeout_s):

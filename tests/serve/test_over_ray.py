@@ -30,7 +30,11 @@ def temp_dir():
 
 @pytest.fixture(scope="module")
 def local(fake_engine_factory, free_port, temp_dir):
-    args = ServeArgs(served_model_name=("fake",), engine=EngineConfig(max_num_seqs=4))
+    args = ServeArgs(
+        served_model_name=("fake",),
+        engine=EngineConfig(max_num_seqs=4),
+        max_handovers=0,  # errors are to be seen as they are; test_handover_over_ray.py has others
+    )
     stages: list[str] = []
     with LocalServer(
         args,
@@ -93,6 +97,13 @@ def test_official_client(local):
     )
     text = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
     assert text == "<user>hi<assistant>"
+
+
+def test_prompts_of_one_request_all_find_an_engine(local):
+    """They share Serve's id of the request, by which its routers tell waiting calls apart."""
+    prompts = [f"prompt {number}" for number in range(12)]
+    response = complete(local, prompts)
+    assert [choice["text"] for choice in response.json()["choices"]] == prompts
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,7 @@ class FakeDevice:
         pool: the scheduler's; pages that a step writes must be held.
         room: tokens in a step; decoding slots that do not fit sit it out, in cyclic order.
         many: decode one to three tokens of a block in a step, anywhere; else the leftmost one.
+        num_evicted: tokens of each block that count as evicted in each step.
 
     Under ``joint_threshold`` every other token is decoded wrong and edited by the next step.
     """
@@ -84,8 +85,9 @@ class FakeDevice:
         pages_per_slot: int = 64,
         room: int = 1 << 30,
         many: bool = False,
+        num_evicted: int = 0,
     ) -> None:
-        self.pool, self.room, self.many = pool, room, many
+        self.pool, self.room, self.many, self.num_evicted = pool, room, many, num_evicted
         self.block_length, self.page_size = block_length, pool.page_size
         self.slots: list[Slot | None] = [None] * num_slots
         self.table_MP = np.full((num_slots, pages_per_slot), NOTHING)
@@ -232,7 +234,7 @@ class FakeDevice:
         for name, count in (
             ("denoising_steps", 1),
             ("processed_tokens", num_processed),
-            ("retained_tokens", num_processed),
+            ("retained_tokens", num_processed - self.num_evicted),
             ("decoded_tokens", len(masked)),
             ("edited_tokens", len(edited)),
         ):

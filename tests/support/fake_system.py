@@ -50,11 +50,20 @@ class System:
         room=1 << 20,
         rows=1 << 20,
         stop_host=(),
+        max_decode_tokens=None,
+        num_evicted=0,
     ):
-        limits = SchedulerLimits(slots, batched, B, MASK, room, rows, trace)
+        limits = SchedulerLimits(slots, batched, B, MASK, room, rows, trace, max_decode_tokens)
         self.pool = PagePool(pages, PAGE, caching)
         self.scheduler = Scheduler(limits, self.pool)
-        self.device = FakeDevice(self.pool, num_slots=slots, block_length=B, room=room, many=many)
+        self.device = FakeDevice(
+            self.pool,
+            num_slots=slots,
+            block_length=B,
+            room=room,
+            many=many,
+            num_evicted=num_evicted,
+        )
         self.stop_host = set(stop_host)
         self.out = {}
         self.ended = set()

@@ -64,7 +64,9 @@ class Generation:
     steps: tuple[Step, ...]
 
 
-def check_model_directory(directory: Path, device: str = "cpu") -> Report:
+def check_model_directory(
+    directory: Path, device: str = "cpu", tensor_parallel_size: int = 1
+) -> Report:
     """Run every check on one golden directory; differences are collected, not raised."""
     report = Report(directory)
     golden = json.loads((directory / "expected.json").read_text())
@@ -78,7 +80,7 @@ def check_model_directory(directory: Path, device: str = "cpu") -> Report:
         check_prefill(report, loaded, arrays)
         check_first_logits(report, loaded, arrays, golden)
     del loaded
-    check_generations(report, golden, device)
+    check_generations(report, golden, device, tensor_parallel_size)
     return report
 
 
@@ -183,7 +185,7 @@ def compare_values(
         )
 
 
-def check_generations(report: Report, golden: Case, device: str) -> None:
+def check_generations(report: Report, golden: Case, device: str, tensor_parallel_size: int) -> None:
     """Every case through the engine; the cases of one block length run as one batch."""
     by_block_length: dict[int, list[Case]] = defaultdict(list)
     for case in golden["cases"]:
@@ -197,7 +199,9 @@ def check_generations(report: Report, golden: Case, device: str) -> None:
             )
     for block_length, cases in by_block_length.items():
         try:
-            generations = generate(report.directory, cases, block_length, device)
+            generations = generate(
+                report.directory, cases, block_length, device, tensor_parallel_size
+            )
         except Exception as error:  # whatever it is, the other checks still run
             found = f"{type(error).__name__}: {error}"
             report.differences.append(Difference(f"block length {block_length}", "a run", found))
@@ -207,7 +211,11 @@ def check_generations(report: Report, golden: Case, device: str) -> None:
 
 
 def generate(
-    directory: Path, cases: Sequence[Case], block_length: int, device: str
+    directory: Path,
+    cases: Sequence[Case],
+    block_length: int,
+    device: str,
+    tensor_parallel_size: int,
 ) -> list[Generation]:
     """Run cases of one block length together through the real engine."""
     from focus_ray.config import EngineConfig
@@ -221,11 +229,14 @@ def generate(
             model=str(directory),
             device=device,
             dtype="float32",
+            tensor_parallel_size=tensor_parallel_size,
+            check_ranks_every=1 if tensor_parallel_size > 1 else 0,
             block_length=block_length,
             page_size=page_size,
             num_pages=sum(len(case["final_canvas"]) // page_size + 2 for case in cases),
             max_num_seqs=len(cases),
             max_num_batched_tokens=512,  # few sizes to record on a GPU
+            saturation_tokens=512,  # not measured
             decoding="block",
             record_trace=True,
         )
@@ -246,6 +257,7 @@ def generate(
     while engine.has_unfinished():
         for delta in engine.step():
             outputs[int(delta.request_id)].append(delta)
+    engine.close()
     return [
         Generation(
             canvas=(*case["prompt_ids"], *output.token_ids),

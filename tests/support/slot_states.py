@@ -57,6 +57,11 @@ def random_words(
         "closed_logprobs": -draws.uniform(m, b),
         "uncached": ~decoded_MB | draws.flags(0.4, m, b) & ~draws.flags(0.1, m, 1),
         "leftover": draws.flags(draws.uniform(m, 1), m, b) & left_over_M1,
+        "forced_ids": torch.where(
+            draws.flags(0.2, m, 1) & draws.flags(0.5, m, b),
+            draws.integers(0, NUM_IDS, m, b),
+            MASK_ID,
+        ),
     }
     scalars = {
         "active": ~draws.flags(1 / 6, m),
