@@ -17,23 +17,27 @@ TOLERANCE = 1e-9
 
 
 def replicas_for(
-    occupancies: Collection[float], target: float, bounds: tuple[int, int], current: int
+    occupancies: Collection[float],
+    num_silent: int,
+    target: float,
+    bounds: tuple[int, int],
+    current: int,
 ) -> int:
     """Engines among which the work is spread at the target, at most.
 
     Args:
-        occupancies: of the engines that have reported one; those just started have no work yet.
+        occupancies: of the engines that have reported one.
+        num_silent: engines that run and have not reported lately: while there are any, whose work
+            nobody knows, no engine is taken away.
         target: occupancy that an engine shall have.
         bounds: least and greatest number of engines.
         current: engines there are or will be, by the decisions so far.
     """
     least, greatest = bounds
-    wanted = current
-    if occupancies:
-        work = sum(occupancies)
-        up = math.ceil(work / target - TOLERANCE)
-        down = math.ceil(work / (target * DOWNSCALE_MARGIN) - TOLERANCE)
-        wanted = max(up, min(down, current))
+    work = sum(occupancies)
+    up = math.ceil(work / target - TOLERANCE)
+    down = math.ceil(work / (target * DOWNSCALE_MARGIN) - TOLERANCE)
+    wanted = max(up, current if num_silent else min(down, current))
     return max(least, min(wanted, greatest))
 
 
@@ -49,9 +53,13 @@ class OccupancyPolicy:
         Args:
             context: ``ray.serve.config.AutoscalingContext``.
         """
-        occupancies = (context.aggregated_metrics or {}).get(OCCUPANCY, {})
+        # Serve's average over no samples is 0, as if an engine that says nothing were idle.
+        samples = (context.raw_metrics or {}).get(OCCUPANCY, {})
+        averages = (context.aggregated_metrics or {}).get(OCCUPANCY, {})
+        occupancies = [average for replica, average in averages.items() if samples.get(replica)]
+        num_silent = max(0, context.current_num_replicas - len(occupancies))
         bounds = context.capacity_adjusted_min_replicas, context.capacity_adjusted_max_replicas
         wanted = replicas_for(
-            occupancies.values(), self._target, bounds, context.target_num_replicas
+            occupancies, num_silent, self._target, bounds, context.target_num_replicas
         )
         return wanted, {}

@@ -1,4 +1,4 @@
-"""Two models over scripted engines in a real Ray: found by name, and replaced under streams."""
+"""Two models over scripted engines in a real Ray: they scale, and are replaced, under streams."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import tempfile
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -26,7 +27,7 @@ pytestmark = [
 
 KEY = "sesame"
 ELASTIC = AutoscalingArgs(
-    max_replicas=3, target_occupancy=0.5, upscale_delay_s=0.5, downscale_delay_s=1, look_back_s=1
+    max_replicas=3, target_occupancy=0.5, upscale_delay_s=0.5, downscale_delay_s=2, look_back_s=3
 )
 SMALL = {"num_cpus": 0.1, "drain_timeout_s": 60}
 
@@ -45,7 +46,22 @@ def two_models(seed: int) -> ServeArgs:
 
 
 @pytest.fixture(scope="module")
-def local(fake_engine_factory, free_port):
+def busy_engine_factory(fake_engine_factory):
+    """Engines that are as full as they have requests."""
+    fake_engine = type(fake_engine_factory(EngineConfig()))
+
+    class BusyEngine(fake_engine):  # a class in a function goes to Ray's processes by value
+        def load(self):
+            tokens = 10.0 * len(self.running)
+            return replace(
+                super().load(), next_step_tokens=tokens, waiting_tokens=0.0, saturation_tokens=40
+            )
+
+    return lambda config: BusyEngine()
+
+
+@pytest.fixture(scope="module")
+def local(busy_engine_factory, free_port):
     """Ray's sockets need a short path, so not pytest's own."""
     folder = Path(tempfile.mkdtemp(prefix="fr-", dir="/tmp"))
     with LocalServer(
@@ -53,7 +69,7 @@ def local(fake_engine_factory, free_port):
         "127.0.0.1",
         free_port,
         temp_dir=folder,
-        engine_factory=fake_engine_factory,
+        engine_factory=busy_engine_factory,
     ) as server:
         yield server
     shutil.rmtree(folder, ignore_errors=True)
@@ -97,6 +113,15 @@ class Streams:
             (self.done if text == expected else self.wrong).append(text)
 
 
+def num_running(deployment: str) -> int:
+    from ray import serve
+
+    from focus_ray.serve.app import APP_NAME
+
+    found = serve.status().applications[APP_NAME].deployments[deployment]
+    return found.replica_states.get("RUNNING", 0)
+
+
 def replicas_of(local: LocalServer, model: str) -> set[str]:
     text = httpx.get(f"{local.url}/metrics", timeout=30).text
     prefix = f'focus_ray:num_requests_running{{model_name="{model}",replica="'
@@ -124,7 +149,17 @@ def test_each_model_has_its_engines(local):
         refused.models.list()
 
 
-def test_an_update_fails_no_request(local, fake_engine_factory):
+def test_engines_come_and_go_with_the_load_and_no_request_fails(local):
+    streams = Streams(local.url)
+    with streams.running("elastic", num_clients=8, max_tokens=400):
+        wait_until(lambda: num_running("engine-elastic") == 3, 90)
+    with streams.running("elastic", num_clients=1, max_tokens=400):
+        wait_until(lambda: num_running("engine-elastic") == 1, 90)
+    assert not streams.wrong
+    assert len(streams.done) > 9
+
+
+def test_an_update_fails_no_request(local, busy_engine_factory):
     from ray import serve
 
     from focus_ray.serve.app import APP_NAME, build_with
@@ -132,7 +167,7 @@ def test_an_update_fails_no_request(local, fake_engine_factory):
     before = {model: replicas_of(local, model) for model in ("steady", "elastic")}
     streams = Streams(local.url)
     with streams.running("steady", 2, max_tokens=400), streams.running("elastic", 2, 400):
-        serve.run(build_with(two_models(seed=1), fake_engine_factory), name=APP_NAME)
+        serve.run(build_with(two_models(seed=1), busy_engine_factory), name=APP_NAME)
         wait_until(lambda: all(replicas_of(local, m).isdisjoint(before[m]) for m in before), 60)
     assert not streams.wrong
     assert len(streams.done) > 4
