@@ -7,6 +7,7 @@ steps, the ingress process parses, streams and waits.
 from __future__ import annotations
 
 import contextlib
+import os
 from typing import Any
 
 import ray
@@ -19,6 +20,7 @@ from focus_ray.config import EngineConfig
 from focus_ray.serve.args import ServeArgs
 from focus_ray.serve.handover import HandoverClient
 from focus_ray.serve.ingress import IngressSettings, create_app
+from focus_ray.serve.logs import log_through_serve
 from focus_ray.serve.ray_client import RayEngineClient
 from focus_ray.serve.replica import EngineFactory, Replica, start_engine
 from focus_ray.serve.router import router_config
@@ -37,6 +39,7 @@ class EngineDeployment(Replica):
     def __init__(
         self, config: EngineConfig, model_name: str, engine_factory: EngineFactory
     ) -> None:
+        log_through_serve(os.environ)
         replica_name = serve.get_replica_context().replica_id.unique_id
         super().__init__(config, model_name, replica_name, engine_factory)
 
@@ -54,6 +57,7 @@ class IngressDeployment:
     """The routes, with the handle of the engines behind them."""
 
     def __init__(self, engines: DeploymentHandle[Any], settings: IngressSettings) -> None:
+        log_through_serve(os.environ)
         self._engines = engines
         self._settings = settings
 

@@ -67,7 +67,9 @@ class HandoverClient:
                     async for chunk in chunks:
                         full_since = None
                         journal.take(chunk)
-                        yield chunk
+                        yield (
+                            replace(chunk, num_handovers=num_handovers) if num_handovers else chunk
+                        )
                 return
             except EngineDead as error:
                 if journal.is_complete:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import uuid
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response, Security
@@ -47,6 +46,7 @@ from focus_ray.serve.replies import (
     VersionReply,
     now,
 )
+from focus_ray.serve.request_record import AccessLog, new_id
 
 CHAT_EXAMPLE = {"messages": [{"role": "user", "content": "What is 17 + 25?"}], "max_tokens": 128}
 COMPLETION_EXAMPLE = {"prompt": "17 + 25 =", "max_tokens": 32}
@@ -88,7 +88,7 @@ class Ingress:
     async def chat_completions(self, request: Request) -> Response:
         """Answer a conversation."""
         body = await read_body(request, ChatCompletionRequest, self._settings.max_body_bytes)
-        reply_id = f"chatcmpl-{uuid.uuid4().hex}"
+        reply_id = f"chatcmpl-{new_id(request)}"
         with_ids = bool(body.return_token_ids)
         submission = Submission(
             reply_id,
@@ -104,7 +104,7 @@ class Ingress:
     async def completions(self, request: Request) -> Response:
         """Continue one or more prompts."""
         body = await read_body(request, CompletionRequest, self._settings.max_body_bytes)
-        reply_id = f"cmpl-{uuid.uuid4().hex}"
+        reply_id = f"cmpl-{new_id(request)}"
         with_ids = bool(body.return_token_ids)
         params = body.to_params()
         session = _session(request, body.user)
@@ -209,6 +209,7 @@ def create_app(client: EngineClient, settings: IngressSettings) -> FastAPI:
     """The ASGI application over a client."""
     ingress = Ingress(client, settings)
     app = FastAPI(title="focus-ray", version=__version__)
+    app.add_middleware(AccessLog)
     http_errors.install(app)
     app.include_router(_guarded(ingress))
     app.include_router(_open(ingress))

@@ -167,7 +167,9 @@ class LocalServer:
 
         self._tell("starting Ray Serve")
         logging.getLogger("ray.serve").setLevel(logging.WARNING)  # importing it set INFO
-        quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
+        # Ray's documentation names this variable, but Ray 2.60 does not read it.
+        encoding = os.environ.get("RAY_SERVE_LOG_ENCODING", "TEXT")
+        quiet = LoggingConfig(encoding=encoding, log_level="WARNING", enable_access_log=False)
         serve.start(
             proxy_location="HeadOnly",
             http_options={"host": self._host, "port": self._port},
