@@ -21,6 +21,7 @@ from focus_ray.serve.args import ServeArgs
 from focus_ray.serve.handover import HandoverClient
 from focus_ray.serve.ingress import IngressSettings, create_app
 from focus_ray.serve.logs import log_through_serve
+from focus_ray.serve.overload import OverloadGuard
 from focus_ray.serve.ray_client import RayEngineClient
 from focus_ray.serve.replica import EngineFactory, Replica, start_engine
 from focus_ray.serve.router import router_config
@@ -29,6 +30,9 @@ APP_NAME = "focus-ray"
 ENGINE_DEPLOYMENT = "engine"
 # Calls besides generation that a full engine must still answer: tokenize, models.
 SPARE_CALLS = 64
+# Requests that an ingress is about to refuse. More of them would wait at Serve's proxy, which knows
+# no limit, and with them /health.
+MAX_REFUSING = 4096
 # The engine answers between two steps, and one step of a large prefill on a CPU takes seconds.
 LIVENESS_TIMEOUT_S = 30.0
 
@@ -56,14 +60,21 @@ class EngineDeployment(Replica):
 class IngressDeployment:
     """The routes, with the handle of the engines behind them."""
 
-    def __init__(self, engines: DeploymentHandle[Any], settings: IngressSettings) -> None:
+    def __init__(
+        self, engines: DeploymentHandle[Any], settings: IngressSettings, places_per_engine: int
+    ) -> None:
         log_through_serve(os.environ)
         self._engines = engines
         self._settings = settings
+        self._places_per_engine = places_per_engine
+        self._name = serve.get_replica_context().replica_id.unique_id
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        client = HandoverClient(RayEngineClient(self._engines), self._settings.max_handovers)
-        return create_app(client, self._settings)
+        settings = self._settings
+        client = HandoverClient(RayEngineClient(self._engines), settings.max_handovers)
+        model_name = settings.served_model_names[0]
+        guard = OverloadGuard(client, self._places_per_engine, model_name, self._name)
+        return create_app(guard, settings)
 
 
 def build(args: ServeArgs) -> serve.Application:
@@ -75,7 +86,8 @@ def build_with(args: ServeArgs, engine_factory: EngineFactory) -> serve.Applicat
     """``build`` with another engine."""
     config, resources = placed(args, ray.cluster_resources())  # type: ignore[no-untyped-call]
     # The engine's own queue decides who waits and who is refused, so Serve's must be longer.
-    capacity = config.max_num_seqs + config.max_num_waiting + SPARE_CALLS
+    places = config.max_num_seqs + config.max_num_waiting
+    capacity = places + SPARE_CALLS
     settings = args.settings()
     engines = serve.deployment(
         name=ENGINE_DEPLOYMENT,
@@ -91,10 +103,10 @@ def build_with(args: ServeArgs, engine_factory: EngineFactory) -> serve.Applicat
     )(EngineDeployment).bind(config, settings.served_model_names[0], engine_factory)
     ingress = serve.deployment(
         name="ingress",
-        max_ongoing_requests=capacity * args.num_replicas,
+        max_ongoing_requests=capacity * args.num_replicas + MAX_REFUSING,
         ray_actor_options={"num_cpus": 0},
     )(IngressDeployment)
-    return ingress.bind(engines, settings)
+    return ingress.bind(engines, settings, places)
 
 
 def placed(args: ServeArgs, cluster: dict[str, float]) -> tuple[EngineConfig, dict[str, float]]:

@@ -105,6 +105,9 @@ class HandoverClient:
     async def check_alive(self, timeout_s: float) -> None:
         await self._client.check_alive(timeout_s)
 
+    def num_engines(self) -> int:
+        return self._client.num_engines()
+
     async def states(self) -> dict[str, int]:
         return await self._client.states()
 

@@ -189,6 +189,10 @@ class Replica:
         """Raises EngineDead."""
         await self._engine.check_alive(timeout_s)
 
+    def num_engines(self) -> int:
+        """It is one."""
+        return 1
+
     async def states(self) -> dict[str, int]:
         """It runs, as it answers."""
         return {"RUNNING": 1}

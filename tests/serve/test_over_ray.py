@@ -156,6 +156,22 @@ def test_metrics_name_the_replica(local):
     assert 'focus_ray:num_requests_running{model_name="fake",replica="' in text
 
 
+def test_lines_of_a_request_are_in_serves_log_by_its_id(local, temp_dir):
+    body = {"prompt": "abc", "max_tokens": 2}
+    headers = {"X-Request-Id": "order-66"}
+    response = httpx.post(f"{local.url}/v1/completions", json=body, headers=headers, timeout=30)
+    assert response.headers.get_list("X-Request-Id") == ["order-66"]
+
+    def lines(deployment):
+        files = temp_dir.glob(f"session_latest/logs/serve/replica_*_{deployment}_*.log")
+        texts = [line for file in files for line in file.read_text().splitlines()]
+        return [line for line in texts if "order-66" in line]
+
+    wait_until(lambda: lines("ingress"), 10)
+    (line,) = lines("ingress")
+    assert "order-66 -- POST /v1/completions status=200 model=fake finish_reason=length" in line
+
+
 def test_workers_do_not_see_the_working_directory(local):
     """A checkout on their path would hide the package ``kernels`` that transformers looks for."""
     import ray
@@ -189,6 +205,8 @@ def test_a_dead_engine_is_replaced(local, prompt):
     assert response.status_code == 503
     assert response.json()["error"]["code"] == "engine_dead"
     wait_until(lambda: health() == 503, 10)
+    refused = complete(local, "abc")  # Serve would let it wait for the next engine
+    assert (refused.status_code, refused.headers["Retry-After"]) == (503, "10")
     wait_until(lambda: health() == 200, 60)
     assert complete(local, "abc").json()["choices"][0]["text"] == "abc"
     wait_until(lambda: local.trouble() is None, 30)
