@@ -13,7 +13,7 @@ from focus_ray.config import EngineConfig
 from focus_ray.errors import EngineDead
 from focus_ray.serve.handover import HandoverClient
 from focus_ray.serve.ingress import IngressSettings, create_app
-from focus_ray.serve.logs import SERVE_LOGGER, log_through_serve
+from focus_ray.serve.logs import SERVE_LOGGER, log_through_serve, serve_logging
 from focus_ray.serve.replica import Replica
 
 SECRET = "a secret question "
@@ -206,9 +206,32 @@ def test_lines_go_to_serves_logger_at_our_level(serve_lines, environment, levels
     assert [record.levelname for record in serve_lines] == levels
 
 
-def test_an_unknown_level_is_refused():
-    with pytest.raises(ValueError, match=r"FOCUS_RAY_LOGGING_LEVEL is 'LOUD'.*DEBUG"):
-        log_through_serve({"FOCUS_RAY_LOGGING_LEVEL": "loud"})
+@pytest.mark.parametrize(
+    ("read", "environment", "words"),
+    [
+        pytest.param(
+            log_through_serve,
+            {"FOCUS_RAY_LOGGING_LEVEL": "loud"},
+            "FOCUS_RAY_LOGGING_LEVEL is 'LOUD'.*DEBUG",
+            id="level",
+        ),
+        pytest.param(
+            serve_logging,
+            {"RAY_SERVE_LOG_ENCODING": "xml"},
+            "RAY_SERVE_LOG_ENCODING is 'XML'.*TEXT, JSON",
+            id="encoding",
+        ),
+    ],
+)
+def test_what_there_is_not_is_refused(read, environment, words):
+    with pytest.raises(ValueError, match=words):
+        read(environment)
+
+
+@pytest.mark.parametrize("encoding", ["TEXT", "JSON"])
+def test_serve_is_told_the_encoding(encoding):
+    told = serve_logging({"RAY_SERVE_LOG_ENCODING": encoding.lower()})
+    assert (told.encoding, told.log_level) == (encoding, "WARNING")
 
 
 async def test_facts_are_fields_in_serves_json(replica, serve_lines):

@@ -7,6 +7,8 @@ import shutil
 import socket
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -32,7 +34,7 @@ def temp_dir():
 def local(fake_engine_factory, free_port, temp_dir):
     args = ServeArgs(
         served_model_name=("fake",),
-        engine=EngineConfig(max_num_seqs=4),
+        engine=EngineConfig(max_num_seqs=4, max_num_waiting=12),
         max_handovers=0,  # errors are to be seen as they are; test_handover_over_ray.py has others
     )
     stages: list[str] = []
@@ -170,6 +172,25 @@ def test_lines_of_a_request_are_in_serves_log_by_its_id(local, temp_dir):
     wait_until(lambda: lines("ingress"), 10)
     (line,) = lines("ingress")
     assert "order-66 -- POST /v1/completions status=200 model=fake finish_reason=length" in line
+
+
+def test_a_flood_is_refused_at_once(local):
+    """16 places are taken, 32 clients come: all hear when to come again, the 16 go on."""
+    url, body = f"{local.url}/v1/completions", {"prompt": "forever", "max_tokens": 4000}
+    with httpx.Client(timeout=30) as client, ThreadPoolExecutor(32) as flood, ExitStack() as held:
+        streams = [
+            held.enter_context(
+                client.stream("POST", url, json=body | {"stream": True})
+            ).iter_lines()
+            for _ in range(16)
+        ]
+        refused = list(flood.map(lambda _: client.post(url, json=body), range(32)))
+        assert {reply.status_code for reply in refused} == {429}
+        assert all(int(reply.headers["Retry-After"]) >= 1 for reply in refused)
+        assert client.get(f"{local.url}/health").status_code == 200
+        assert all(next(lines).startswith("data: {") for lines in streams)
+    wait_until(lambda: gauge(local, "num_sequences_open") == 0, 10)
+    assert complete(local, "abc").status_code == 200
 
 
 def test_workers_do_not_see_the_working_directory(local):
