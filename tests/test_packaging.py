@@ -86,7 +86,8 @@ def test_wheel_holds_the_data_files(wheel_names: set[str]) -> None:
         for path in (ROOT / "models" / "bundled").rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    assert {"focus_ray/py.typed"} | bundled <= wheel_names
+    dashboard = "focus_ray/cluster/grafana/focus-ray.json"
+    assert {"focus_ray/py.typed", dashboard} | bundled <= wheel_names
 
 
 def test_wheel_leaves_recorded_results_in_the_repository(wheel_names: set[str]) -> None:

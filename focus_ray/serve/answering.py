@@ -7,6 +7,7 @@ code, whatever goes wrong after it becomes the last event of the stream.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -18,9 +19,10 @@ from starlette.responses import Response
 from focus_ray.engine.outputs import DecodingCounts
 from focus_ray.errors import FocusRayError, RequestRejected
 from focus_ray.serve.client import EngineClient
-from focus_ray.serve.http_errors import body_of
+from focus_ray.serve.http_errors import body_of, kind_of
 from focus_ray.serve.messages import Chunk, Submission, TokenText
 from focus_ray.serve.replies import FinishReason, PromptTokensDetails, Reply, Usage
+from focus_ray.serve.request_record import RequestRecord, record_of
 from focus_ray.serve.streams import EventStream, event, merge, unless_gone
 
 logger = logging.getLogger(__name__)
@@ -84,6 +86,11 @@ class UsageCount:
 class Writer(Protocol):
     """Writes the bodies of one reply, in one route's shape."""
 
+    @property
+    def model(self) -> str:
+        """The name that the client asked for."""
+        ...
+
     def events(self, choice: int, chunk: Chunk) -> Iterator[Reply]:
         """The events of a stream that tell of a chunk."""
         ...
@@ -119,36 +126,47 @@ async def answer(
         FocusRayError: nothing has been sent yet.
         ClientDisconnect: nobody is left to reply to; the engine's work was aborted.
     """
-    chunks = merge([client.generate(submission) for submission in task.submissions])
+    record, count = record_of(request), UsageCount(len(task.submissions))
+    record.model = task.writer.model
+    chunks = _noted(merge([client.generate(each) for each in task.submissions]), count, record)
     try:
         if task.stream:
             first = await unless_gone(request, anext(chunks))
-            return EventStream(_events(first, chunks, task))
-        return await unless_gone(request, _whole(chunks, task))
+            return EventStream(_events(first, chunks, count, task, record))
+        return await unless_gone(request, _whole(chunks, count, task))
     except RequestRejected as error:
         if (name := client_names.get(error.param or "")) is None:
             raise
         raise RequestRejected(str(error), name) from error
 
 
-async def _whole(chunks: Chunks, task: Task) -> Response:
-    count = UsageCount(len(task.submissions))
+async def _noted(chunks: Chunks, count: UsageCount, record: RequestRecord) -> Chunks:
+    """The chunks, of which usage and record are told first."""
+    async with aclosing(chunks):
+        try:
+            async for prompt_index, chunk in chunks:
+                count.take(prompt_index, chunk)
+                record.take(chunk, time.monotonic())
+                yield prompt_index, chunk
+        finally:
+            usage = count.usage()
+            record.prompt_tokens = usage.prompt_tokens or None  # an answer's end tells of them
+            record.completion_tokens = usage.completion_tokens
+
+
+async def _whole(chunks: Chunks, count: UsageCount, task: Task) -> Response:
     answers = [Answer() for _ in range(len(task.submissions) * task.n)]
     async with aclosing(chunks):
         async for prompt_index, chunk in chunks:
-            count.take(prompt_index, chunk)
             answers[prompt_index * task.n + chunk.index].take(chunk)
     body = task.writer.whole(answers, count.usage()).to_json()
     return Response(body, media_type="application/json")
 
 
 async def _events(
-    first: tuple[int, Chunk], chunks: Chunks, task: Task
+    first: tuple[int, Chunk], chunks: Chunks, count: UsageCount, task: Task, record: RequestRecord
 ) -> AsyncGenerator[str, None]:
-    count = UsageCount(len(task.submissions))
-
     def tell(prompt_index: int, chunk: Chunk) -> str:
-        count.take(prompt_index, chunk)
         replies = task.writer.events(prompt_index * task.n + chunk.index, chunk)
         return "".join(event(reply.to_json()) for reply in replies)
 
@@ -161,6 +179,8 @@ async def _events(
                 yield event(task.writer.usage_event(count.usage()).to_json())
             yield event("[DONE]")
         except Exception as error:
+            record.error = kind_of(error).code
             if not isinstance(error, FocusRayError):
-                logger.exception("%s failed while streaming", task.submissions[0].request_id)
+                extra = {"request_id": record.request_id}
+                logger.exception("failed while streaming", extra=extra)
             yield event(body_of(error).to_json())

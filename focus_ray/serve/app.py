@@ -23,7 +23,9 @@ from focus_ray.serve.args import ServeArgs
 from focus_ray.serve.autoscaling import OccupancyPolicy
 from focus_ray.serve.handover import HandoverClient
 from focus_ray.serve.ingress import IngressSettings, create_app
+from focus_ray.serve.logs import log_through_serve
 from focus_ray.serve.model_args import AutoscalingArgs, ModelArgs
+from focus_ray.serve.overload import OverloadGuard
 from focus_ray.serve.placing import Placed, place
 from focus_ray.serve.ray_client import RayEngineClient
 from focus_ray.serve.replica import EngineFactory, Replica, start_engine
@@ -33,6 +35,9 @@ from focus_ray.serve.served_models import ServedModel
 APP_NAME = "focus-ray"
 # Calls besides generation that a full engine must still answer: tokenize, models.
 SPARE_CALLS = 64
+# Requests that an ingress is about to refuse. More of them would wait at Serve's proxy, which knows
+# no limit, and with them /health.
+MAX_REFUSING = 4096
 # The engine answers between two steps, and one step of a large prefill on a CPU takes seconds.
 LIVENESS_TIMEOUT_S = 30.0
 # Ray's own 10 s would let the autoscaler see occupancies of that age.
@@ -45,6 +50,7 @@ class EngineDeployment(Replica):
     def __init__(
         self, config: EngineConfig, model_name: str, engine_factory: EngineFactory
     ) -> None:
+        log_through_serve(os.environ)
         replica_name = serve.get_replica_context().replica_id.unique_id
         super().__init__(config, model_name, replica_name, engine_factory)
 
@@ -65,18 +71,22 @@ class IngressDeployment:
         self,
         names: Sequence[tuple[str, ...]],
         engines: Sequence[DeploymentHandle[Any]],
+        places_per_engine: Sequence[int],
         settings: IngressSettings,
     ) -> None:
-        self._models = list(zip(names, engines, strict=True))
+        log_through_serve(os.environ)
+        self._models = list(zip(names, engines, places_per_engine, strict=True))
         self._settings = settings
+        self._name = serve.get_replica_context().replica_id.unique_id
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        limit = self._settings.max_handovers
-        models = [
-            ServedModel(names, HandoverClient(RayEngineClient(handle), limit))
-            for names, handle in self._models
-        ]
-        return create_app(models, self._settings)
+        return create_app([self._served(*model) for model in self._models], self._settings)
+
+    def _served(
+        self, names: tuple[str, ...], engines: DeploymentHandle[Any], places_per_engine: int
+    ) -> ServedModel:
+        client = HandoverClient(RayEngineClient(engines), self._settings.max_handovers)
+        return ServedModel(names, OverloadGuard(client, places_per_engine, names[0], self._name))
 
 
 def build(args: ServeArgs) -> serve.Application:
@@ -94,14 +104,16 @@ def build_with(args: ServeArgs, engine_factory: EngineFactory) -> serve.Applicat
     ingress = serve.deployment(
         name="ingress",
         num_replicas=args.num_ingress_replicas,
-        max_ongoing_requests=sum(_capacity(each) * each.max_engines for each in args.served),
+        max_ongoing_requests=MAX_REFUSING
+        + sum(_capacity(each) * each.max_engines for each in args.served),
         ray_actor_options={"num_cpus": 0},
         # It takes no room to speak of, so new ones serve before old ones finish and go.
         max_surge_percent=100,
         graceful_shutdown_timeout_s=max(each.drain_timeout_s for each in args.served),
     )(IngressDeployment)
     names = [model.names for model in args.served]
-    return ingress.bind(names, engines, args.settings(os.environ))
+    places = [_places(model) for model in args.served]
+    return ingress.bind(names, engines, places, args.settings(os.environ))
 
 
 def _engines(name: str, placed: Placed, engine_factory: EngineFactory) -> serve.Application:
@@ -134,7 +146,12 @@ def _capacity(model: ModelArgs) -> int:
     """Calls to one engine. Its own queue decides who waits and who is refused, so Serve's must be
     longer.
     """
-    return model.engine.max_num_seqs + model.engine.max_num_waiting + SPARE_CALLS
+    return _places(model) + SPARE_CALLS
+
+
+def _places(model: ModelArgs) -> int:
+    """Sequences that run or wait at one engine."""
+    return model.engine.max_num_seqs + model.engine.max_num_waiting
 
 
 def _autoscaling(args: AutoscalingArgs) -> AutoscalingConfig:

@@ -33,7 +33,7 @@ class ChatWriter:
 
     def __init__(self, reply_id: str, model: str, with_usage: bool, with_token_ids: bool) -> None:
         self._id = reply_id
-        self._model = model
+        self.model = model
         self._created = now()
         self._with_usage = with_usage
         self._with_token_ids = with_token_ids
@@ -66,7 +66,7 @@ class ChatWriter:
             id=self._id,
             object="chat.completion.chunk",
             created=self._created,
-            model=self._model,
+            model=self.model,
             choices=[],
             usage=usage,
         )
@@ -77,7 +77,7 @@ class ChatWriter:
             id=self._id,
             object="chat.completion",
             created=self._created,
-            model=self._model,
+            model=self.model,
             choices=[self._choice(index, answer) for index, answer in enumerate(answers)],
             usage=usage,
         )
@@ -102,7 +102,7 @@ class ChatWriter:
             id=self._id,
             object="chat.completion.chunk",
             created=self._created,
-            model=self._model,
+            model=self.model,
             choices=[ChatChunkChoice(index=choice, delta=delta, logprobs=None, finish_reason=None)],
         )
         if self._with_usage:

@@ -1,7 +1,8 @@
 """What the ingress asks of engines, wherever they run.
 
 ``replica.Replica`` is one in the same process, ``ray_client.RayEngineClient`` reaches those behind
-a Serve handle, and ``handover.HandoverClient`` around it lets requests outlive them.
+a Serve handle, ``handover.HandoverClient`` around it lets requests outlive them, and
+``overload.OverloadGuard`` around that lets in no more than they have places for.
 """
 
 from __future__ import annotations
@@ -29,6 +30,10 @@ class EngineClient(Protocol):
 
     async def check_alive(self, timeout_s: float) -> None:
         """Ask the engine itself; EngineDead if it does not answer within ``timeout_s``."""
+        ...
+
+    def num_engines(self) -> int:
+        """Engines that take requests now, as far as it is known here; costs nothing."""
         ...
 
     async def states(self) -> dict[str, int]:

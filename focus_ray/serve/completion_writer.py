@@ -29,7 +29,7 @@ class CompletionWriter:
 
     def __init__(self, reply_id: str, model: str, with_usage: bool, with_token_ids: bool) -> None:
         self._id = reply_id
-        self._model = model
+        self.model = model
         self._created = now()
         self._with_usage = with_usage
         self._with_token_ids = with_token_ids
@@ -113,6 +113,6 @@ class CompletionWriter:
             id=self._id,
             object="text_completion",
             created=self._created,
-            model=self._model,
+            model=self.model,
             choices=choices,
         )

@@ -67,7 +67,9 @@ class HandoverClient:
                     async for chunk in chunks:
                         full_since = None
                         journal.take(chunk)
-                        yield chunk
+                        yield (
+                            replace(chunk, num_handovers=num_handovers) if num_handovers else chunk
+                        )
                 return
             except EngineDead as error:
                 if journal.is_complete:
@@ -102,6 +104,9 @@ class HandoverClient:
 
     async def check_alive(self, timeout_s: float) -> None:
         await self._client.check_alive(timeout_s)
+
+    def num_engines(self) -> int:
+        return self._client.num_engines()
 
     async def states(self) -> dict[str, int]:
         return await self._client.states()

@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse
 
 from focus_ray.errors import EngineDead, EngineOverloaded, RequestRejected
 from focus_ray.serve.replies import ErrorBody, ErrorReply
+from focus_ray.serve.request_record import CLIENT_CLOSED_REQUEST, record_of
 from focus_ray.serve.strict import shortened
 
 
@@ -59,7 +60,6 @@ TABLE: dict[type[Exception], ErrorKind] = {
 }
 # How long clients wait for an engine that died: about what a replica's replacement takes.
 RESTART_RETRY_AFTER_S = 10.0
-CLIENT_CLOSED_REQUEST = 499
 
 
 def kind_of(error: Exception) -> ErrorKind:
@@ -97,6 +97,7 @@ def install(app: FastAPI) -> None:
     """Make every route of ``app``, known or not, answer errors in OpenAI's shape."""
 
     async def on_error(request: Request, error: Exception) -> Response:
+        record_of(request).error = kind_of(error).code
         return response_of(error)
 
     async def on_disconnect(request: Request, error: Exception) -> Response:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -39,6 +38,7 @@ from focus_ray.serve.replies import (
     VersionReply,
     now,
 )
+from focus_ray.serve.request_record import AccessLog, new_id
 from focus_ray.serve.served_models import ServedModel, ServedModels
 
 CHAT_EXAMPLE = {"messages": [{"role": "user", "content": "What is 17 + 25?"}], "max_tokens": 128}
@@ -78,7 +78,7 @@ class Ingress:
         """Answer a conversation."""
         body = await read_body(request, ChatCompletionRequest, self._settings.max_body_bytes)
         name, model = self._models.find(body.model)
-        reply_id = f"chatcmpl-{uuid.uuid4().hex}"
+        reply_id = f"chatcmpl-{new_id(request)}"
         with_ids = bool(body.return_token_ids)
         submission = Submission(
             reply_id,
@@ -95,7 +95,7 @@ class Ingress:
         """Continue one or more prompts."""
         body = await read_body(request, CompletionRequest, self._settings.max_body_bytes)
         name, model = self._models.find(body.model)
-        reply_id = f"cmpl-{uuid.uuid4().hex}"
+        reply_id = f"cmpl-{new_id(request)}"
         with_ids = bool(body.return_token_ids)
         params = body.to_params()
         session = _session(request, body.user)
@@ -192,6 +192,7 @@ def create_app(models: Sequence[ServedModel], settings: IngressSettings) -> Fast
     """The ASGI application over the served models."""
     ingress = Ingress(models, settings)
     app = FastAPI(title="focus-ray", version=__version__)
+    app.add_middleware(AccessLog)
     http_errors.install(app)
     app.include_router(_guarded(ingress))
     app.include_router(_open(ingress))

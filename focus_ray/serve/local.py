@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self, cast
 
 from focus_ray.errors import CheckpointError, FocusRayError
+from focus_ray.serve.logs import level_of, serve_logging
 from focus_ray.serve.placing import place
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ class LocalServer:
 
     def __enter__(self) -> Self:
         refuse_taken_port(self._host, self._port)
+        level_of(os.environ)  # before an engine starts, which asks for it, too
         with self._cleanup:
             self._start_ray()
             self._start_application()
@@ -172,14 +174,13 @@ class LocalServer:
 
     def _start_application(self) -> None:
         from ray import serve
-        from ray.serve.schema import LoggingConfig
 
         from focus_ray.serve.app import APP_NAME, build_with
         from focus_ray.serve.replica import start_engine
 
         self._tell("starting Ray Serve")
         logging.getLogger("ray.serve").setLevel(logging.WARNING)  # importing it set INFO
-        quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
+        quiet = serve_logging(os.environ)
         serve.start(
             proxy_location="HeadOnly",
             http_options={"host": self._host, "port": self._port},

@@ -75,7 +75,8 @@ class Chunk:
     """New final text of completion ``index`` of a submission.
 
     The last chunk of a completion carries ``finish_reason`` and ``stats``; its first one carries
-    ``prompt_token_ids`` if those were asked for.
+    ``prompt_token_ids`` if those were asked for. ``num_handovers``: engines that had begun with the
+    request and died.
     """
 
     index: int
@@ -86,6 +87,7 @@ class Chunk:
     stop_reason: int | str | None = None
     stats: RequestStats | None = None
     prompt_token_ids: tuple[int, ...] | None = None
+    num_handovers: int = 0
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,14 @@ per step. What concerns one request is observed when its completions end.
 from __future__ import annotations
 
 import time
+from collections import Counter as Counts
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, Metric, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-from focus_ray.engine.outputs import EngineLoad, TokenDelta
+from focus_ray.engine.outputs import EngineLoad, RequestStats, TokenDelta
 from focus_ray.errors import EngineDead, EngineOverloaded, RequestRejected
 from focus_ray.serve.replica_load import ReplicaLoad
 
@@ -26,6 +27,7 @@ SECONDS = (
     *(1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0),
 )
 SECONDS_PER_TOKEN = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+TOKENS = tuple(float(digit * 10**power) for power in range(6) for digit in (1, 2, 5))
 
 GAUGES: dict[str, tuple[str, Callable[[EngineLoad], float]]] = {
     "num_requests_running": ("Sequences that take part in steps.", lambda x: x.num_running),
@@ -77,8 +79,29 @@ TOTALS: dict[str, tuple[str, Callable[[EngineLoad], float]]] = {
     ),
     "recalled_tokens": ("Of these, the retained ones.", lambda x: x.recalled_tokens),
     "prefill_tokens": ("Prompt tokens computed.", lambda x: x.prefill_tokens),
-    "prefix_cache_hit_tokens": ("Prompt tokens reused.", lambda x: x.cached_prefix_tokens),
+    "prefix_cache_hits": (
+        "Prompt tokens whose KV was found and not computed.",
+        lambda x: x.cached_prefix_tokens,
+    ),
     "num_preemptions": ("Sequences preempted.", lambda x: x.num_preemptions),
+}
+# Of a completion, observed at its end.
+TIMES: dict[str, tuple[str, Callable[[RequestStats], float]]] = {
+    "time_to_first_token_seconds": ("Arrival to first token.", lambda x: x.first_token_s),
+    "e2e_request_latency_seconds": ("Arrival to last token.", lambda x: x.total_s),
+    "request_queue_time_seconds": ("Arrival to the first step.", lambda x: x.queue_s),
+    "request_prefill_time_seconds": (
+        "First step to first token.",
+        lambda x: x.first_token_s - x.queue_s,
+    ),
+    "request_decode_time_seconds": (
+        "First token to last token.",
+        lambda x: x.total_s - x.first_token_s,
+    ),
+    "request_inference_time_seconds": (
+        "First step to last token.",
+        lambda x: x.total_s - x.queue_s,
+    ),
 }
 REFUSALS = {
     RequestRejected: "invalid",
@@ -100,14 +123,14 @@ class ReplicaMetrics:
         self._load = load
         self.labels = (model_name, replica_name)
         self._registry = CollectorRegistry()
-        self._first_token_s = self._histogram(
-            "time_to_first_token_seconds", "Arrival to first token.", SECONDS
+        self._times = {
+            name: self._histogram(name, text, SECONDS) for name, (text, _) in TIMES.items()
+        }
+        self._prompt_tokens = self._histogram(
+            "request_prompt_tokens", "Tokens of a completion's prompt.", TOKENS
         )
-        self._total_s = self._histogram(
-            "e2e_request_latency_seconds", "Arrival to last token.", SECONDS
-        )
-        self._queue_s = self._histogram(
-            "request_queue_time_seconds", "Arrival to the first step.", SECONDS
+        self._generation_tokens = self._histogram(
+            "request_generation_tokens", "Tokens of a completion.", TOKENS
         )
         self._per_token_s = self._histogram(
             "request_time_per_output_token_seconds",
@@ -154,14 +177,15 @@ class ReplicaMetrics:
         """Observe the time between one completion's tokens and its next."""
         self._between_s.observe(seconds)
 
-    def observe_end(self, delta: TokenDelta) -> None:
+    def observe_end(self, delta: TokenDelta, num_tokens: int) -> None:
         """Observe a completion at its end; one that was cut off says nothing about latency."""
         stats = delta.stats
         if stats is None or delta.finish_reason == "abort":
             return
-        self._first_token_s.observe(stats.first_token_s)
-        self._total_s.observe(stats.total_s)
-        self._queue_s.observe(stats.queue_s)
+        for name, (_, read) in TIMES.items():
+            self._times[name].observe(read(stats))
+        self._prompt_tokens.observe(stats.prompt_tokens)
+        self._generation_tokens.observe(num_tokens)
         if stats.decoded_tokens > 1:
             rest_s = stats.total_s - stats.first_token_s
             self._per_token_s.observe(rest_s / (stats.decoded_tokens - 1))
@@ -198,6 +222,7 @@ class RequestObserver:
     def __init__(self, metrics: ReplicaMetrics) -> None:
         self._metrics = metrics
         self._last_at: dict[int, float] = {}  # by completion
+        self._num_tokens: Counts[int] = Counts()  # of these
 
     def take(self, delta: TokenDelta) -> None:
         """The next delta of one of the completions, now."""
@@ -206,8 +231,9 @@ class RequestObserver:
             if (last := self._last_at.get(delta.index)) is not None:
                 self._metrics.observe_wait(now - last)
             self._last_at[delta.index] = now
+            self._num_tokens[delta.index] += len(delta.token_ids)
         if delta.finish_reason is not None:
-            self._metrics.observe_end(delta)
+            self._metrics.observe_end(delta, self._num_tokens[delta.index])
 
 
 def merge_families(replicas: Iterable[Iterable[Metric]]) -> list[Metric]:

@@ -85,6 +85,16 @@ class RayEngineClient:
         with own_errors():
             raise errors[0]
 
+    def num_engines(self) -> int:
+        """Replicas that Serve's router would send to; one until it was told of any or none.
+
+        Serve lets calls wait where there is none, and has no public way to ask before. The router
+        belongs to another thread, but the number of its replicas can be read from any.
+        """
+        router: Any = self._handle._router
+        told = router and router._asyncio_router._request_router
+        return len(told.curr_replicas) if told else 1
+
     async def states(self) -> dict[str, int]:
         """Number of replicas by state, as Serve's controller has it."""
         with own_errors():

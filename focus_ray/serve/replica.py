@@ -7,6 +7,7 @@ can never disagree, the ingress needs no model files, and its event loop never t
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
@@ -34,6 +35,8 @@ from focus_ray.serve.messages import (
 )
 from focus_ray.serve.metrics import ReplicaMetrics
 from focus_ray.serve.replica_load import ReplicaLoad
+
+logger = logging.getLogger(__name__)
 
 # JSON has no -inf; OpenAI writes this for tokens that cannot be.
 MIN_LOGPROB = -9999.0
@@ -130,6 +133,11 @@ class Replica:
             )
             if request.continued is not None:
                 self._metrics.count_taken_over()
+                logger.info(
+                    "request %s goes on here, behind %d tokens",
+                    request.request_id,
+                    sum(map(len, request.continued.values())),
+                )
             untold = set[int]()
             if submission.with_prompt_token_ids:
                 untold = {index for index, sent in request.emitted_before.items() if not sent}
@@ -137,6 +145,14 @@ class Replica:
             async with aclosing(self._engine.generate(request)) as deltas:
                 async for delta in deltas:
                     observer.take(delta)
+                    if delta.finish_reason is not None:
+                        logger.debug(
+                            "request %s, completion %d ended: %s, %s",
+                            request.request_id,
+                            delta.index,
+                            delta.finish_reason,
+                            delta.stats,
+                        )
                     first = delta.index in untold
                     untold.discard(delta.index)
                     yield self._chunk(delta, prompt_token_ids if first else None)
@@ -173,6 +189,10 @@ class Replica:
     async def check_alive(self, timeout_s: float) -> None:
         """Raises EngineDead."""
         await self._engine.check_alive(timeout_s)
+
+    def num_engines(self) -> int:
+        """It is one."""
+        return 1
 
     async def states(self) -> dict[str, int]:
         """It runs, as it answers."""

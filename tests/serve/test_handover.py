@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import pytest
 
@@ -69,7 +70,9 @@ def pauses(monkeypatch):
     async def sleep(seconds):
         taken.append(seconds)
 
-    monkeypatch.setattr(handover.asyncio, "sleep", sleep)
+    # Not asyncio's own: loops of other tests' servers, in their threads, sleep by that.
+    own = SimpleNamespace(sleep=sleep, get_running_loop=asyncio.get_running_loop)
+    monkeypatch.setattr(handover, "asyncio", own)
     monkeypatch.setattr(asyncio.BaseEventLoop, "time", lambda loop: loop_time(loop) + sum(taken))
     return taken
 

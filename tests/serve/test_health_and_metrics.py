@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from focus_ray import __version__
 from focus_ray.config import EngineConfig
-from focus_ray.engine.outputs import TokenDelta
+from focus_ray.engine.outputs import RequestStats, TokenDelta
 from focus_ray.serve import metrics
 from focus_ray.serve.metrics import ReplicaMetrics, as_text, merge_families
 from focus_ray.serve.replica import Replica
@@ -56,6 +56,9 @@ def test_metrics_follow_requests(mortal_server):
     assert samples["tokens_per_step", None].value == 2.5
     assert samples["evicted_tokens_total", None].value == 6
     assert samples["request_queue_time_seconds_count", None].value == 2
+    assert samples["request_prompt_tokens_sum", None].value == 2 * len("abcd")
+    assert samples["request_generation_tokens_sum", None].value == 2 * len("abcd")
+    assert samples["prefix_cache_hits_total", None].value == 10
     assert samples["requests_refused_total", None].labels["reason"] == "overloaded"
     assert samples["num_requests_waiting", None].labels == {"model_name": "fake", "replica": "0"}
 
@@ -85,6 +88,21 @@ def test_time_between_tokens_is_told_apart_by_completion(server, monkeypatch):
     family = next(f for f in found.collect() if f.name.endswith("inter_token_latency_seconds"))
     samples = {sample.name.rpartition("_")[2]: sample.value for sample in family.samples}
     assert (samples["count"], samples["sum"]) == (3, 4.5)
+
+
+def test_phases_of_a_completion_add_up(server):
+    found = ReplicaMetrics(server.engine.load, "fake", "0")
+    stats = RequestStats(prompt_tokens=7, queue_s=0.5, first_token_s=2.0, total_s=10.0)
+    found.observer().take(TokenDelta("a", 0, "", (1, 2, 3), finish_reason="stop", stats=stats))
+    samples = {
+        sample.name.removeprefix("focus_ray:"): sample.value
+        for family in found.collect()
+        for sample in family.samples
+    }
+    phases = ("queue", "prefill", "decode", "inference")
+    assert [samples[f"request_{phase}_time_seconds_sum"] for phase in phases] == [0.5, 1.5, 8, 9.5]
+    assert samples["e2e_request_latency_seconds_sum"] == 10
+    assert samples["request_generation_tokens_sum"] == 3
 
 
 def test_a_replica_publishes_its_engines_load(server):

@@ -7,6 +7,8 @@ import shutil
 import socket
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -32,7 +34,7 @@ def temp_dir():
 def local(fake_engine_factory, free_port, temp_dir):
     args = ServeArgs(
         served_model_name=("fake",),
-        engine=EngineConfig(max_num_seqs=4),
+        engine=EngineConfig(max_num_seqs=4, max_num_waiting=12),
         max_handovers=0,  # errors are to be seen as they are; test_handover_over_ray.py has others
     )
     stages: list[str] = []
@@ -156,6 +158,41 @@ def test_metrics_name_the_replica(local):
     assert 'focus_ray:num_requests_running{model_name="fake",replica="' in text
 
 
+def test_lines_of_a_request_are_in_serves_log_by_its_id(local, temp_dir):
+    body = {"prompt": "abc", "max_tokens": 2}
+    headers = {"X-Request-Id": "order-66"}
+    response = httpx.post(f"{local.url}/v1/completions", json=body, headers=headers, timeout=30)
+    assert response.headers.get_list("X-Request-Id") == ["order-66"]
+
+    def lines(deployment):
+        files = temp_dir.glob(f"session_latest/logs/serve/replica_*_{deployment}_*.log")
+        texts = [line for file in files for line in file.read_text().splitlines()]
+        return [line for line in texts if "order-66" in line]
+
+    wait_until(lambda: lines("ingress"), 10)
+    (line,) = lines("ingress")
+    assert "order-66 -- POST /v1/completions status=200 model=fake finish_reason=length" in line
+
+
+def test_a_flood_is_refused_at_once(local):
+    """16 places are taken, 32 clients come: all hear when to come again, the 16 go on."""
+    url, body = f"{local.url}/v1/completions", {"prompt": "forever", "max_tokens": 4000}
+    with httpx.Client(timeout=30) as client, ThreadPoolExecutor(32) as flood, ExitStack() as held:
+        streams = [
+            held.enter_context(
+                client.stream("POST", url, json=body | {"stream": True})
+            ).iter_lines()
+            for _ in range(16)
+        ]
+        refused = list(flood.map(lambda _: client.post(url, json=body), range(32)))
+        assert {reply.status_code for reply in refused} == {429}
+        assert all(int(reply.headers["Retry-After"]) >= 1 for reply in refused)
+        assert client.get(f"{local.url}/health").status_code == 200
+        assert all(next(lines).startswith("data: {") for lines in streams)
+    wait_until(lambda: gauge(local, "num_sequences_open") == 0, 10)
+    assert complete(local, "abc").status_code == 200
+
+
 def test_workers_do_not_see_the_working_directory(local):
     """A checkout on their path would hide the package ``kernels`` that transformers looks for."""
     import ray
@@ -189,6 +226,8 @@ def test_a_dead_engine_is_replaced(local, prompt):
     assert response.status_code == 503
     assert response.json()["error"]["code"] == "engine_dead"
     wait_until(lambda: health() == 503, 10)
+    refused = complete(local, "abc")  # Serve would let it wait for the next engine
+    assert (refused.status_code, refused.headers["Retry-After"]) == (503, "10")
     wait_until(lambda: health() == 200, 60)
     assert complete(local, "abc").json()["choices"][0]["text"] == "abc"
     wait_until(lambda: local.trouble() is None, 30)
