@@ -143,7 +143,7 @@ def backends(request: pytest.FixtureRequest) -> list[Backend]:
 
 @pytest.mark.timeout(600)  # a minute in the interpreter
 def test_golden_decisions_are_reproduced(backends: list[Backend]) -> None:
-    # The interpreter is slow, and traces repeat what the other files hold; conformance.py follows all.
+    # The interpreter is slow; conformance.py follows all traces there, too.
     every = 5 if INTERPRETED else 1
     for backend in backends:
         report = check_focus_directory(FOCUS, backend, every)
