@@ -125,9 +125,12 @@ def violation(module: str, target: str) -> str | None:
     return None
 
 
-@pytest.mark.parametrize("module", sorted(package_files()))
+FILES = package_files()
+
+
+@pytest.mark.parametrize("module", sorted(FILES))
 def test_imports_point_downwards(module: str) -> None:
-    path = package_files()[module]
+    path = FILES[module]
     found = [
         f"{path.relative_to(ROOT)}:{item.line}: {item.target}: {reason}"
         for item in imports_of(path.read_text())
@@ -137,7 +140,7 @@ def test_imports_point_downwards(module: str) -> None:
 
 
 def test_every_module_has_a_room() -> None:
-    assert not [name for name in package_files() if room_of(name) is None]
+    assert not [name for name in FILES if room_of(name) is None]
 
 
 @pytest.mark.parametrize(
@@ -179,7 +182,7 @@ def test_engine_runs_without_ray() -> None:
     """Everything below the Ray floors imports where Ray, FastAPI and uvicorn are not installed."""
     below = ["focus_ray.llm"] + [
         name
-        for name in package_files()
+        for name in FILES
         if (room := room_of(name)) and ROOMS[room].floor <= ROOMS["focus_ray.engine"].floor
     ]
     code = (

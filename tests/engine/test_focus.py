@@ -83,7 +83,7 @@ def test_company_changes_no_token(golden_sdar, decoding):
     ],
 )
 def test_less_is_computed(golden_sdar, decoding, block_length, share):
-    items = requests(16, sampled=False)
+    items = requests(8, sampled=False)
     settings = {"block_length": block_length, "confidence_threshold": 0.9}
     _, whole = run(make_engine(golden_sdar, "block", **settings), items)
     tokens, less = run(make_engine(golden_sdar, decoding, **settings), items)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from focus_ray.kernels import attention_kernels
 from focus_ray.kernels.attention_kernels import launch_attention
-from focus_ray.kernels.launch import can_launch
+from focus_ray.kernels.launch import INTERPRETED, can_launch
 from focus_ray.kernels.split_counters import finished_counters
 from focus_ray.kernels.tuning import AttentionPlan, AttentionTile
 
@@ -67,6 +67,8 @@ def fresh_memory_is_nan() -> Iterator[None]:
 def test_every_tile_and_split_gives_the_same(
     tile: AttentionTile, num_splits: int, dtype: torch.dtype, device: torch.device
 ) -> None:
+    if INTERPRETED and dtype != torch.float32 and tile != TILES[0]:
+        pytest.skip("the interpreter rounds products in every tile alike: one is enough")
     inputs = MIXED.inputs(dtype, device)
     found = launch(inputs, AttentionPlan(tile, num_splits, 1), OWNED)
     expected = MIXED.attend_token_by_token(inputs)

@@ -260,6 +260,7 @@ def check(sequence: Sequence, schedule: Schedule, history: History) -> None:
     if sequence.is_resumed:
         np.random.default_rng(sequence.seed).shuffle(order)
     decoded = {position for position in range(length) if order[position] < sequence.known}
+    before = frozenset(decoded)  # of these an edit shows, if a block goes on
     settled: set[int] = set()
     last_start = history.block_starts[-1]
     for step, start in enumerate(history.block_starts):
@@ -321,13 +322,14 @@ def check(sequence: Sequence, schedule: Schedule, history: History) -> None:
     counts = dict(zip(COUNTS, history.counts, strict=True))
     assert counts["denoising_steps"] == len(history.processed)
     assert counts["processed_tokens"] == sum(map(len, history.processed))
-    assert counts["decoded_tokens"] == len(ids) == len(history.logprobs)
+    assert ids.keys() == history.logprobs.keys()
+    assert counts["decoded_tokens"] == len(ids.keys() - before)
     assert counts["edited_tokens"] == sum(map(len, history.edited))
 
 
 # nothing that the fixture gives changes between examples
 @settings(
-    max_examples=4 if INTERPRETED else 60,
+    max_examples=4 if INTERPRETED else 25,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(schedule=schedules())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -24,15 +25,19 @@ from focus_ray.kernels.retain import eviction_target
 IMPORTANCE_TOLERANCE = 2e-5
 
 
-def check_focus_directory(directory: Path, backend: Backend) -> Report:
-    """Every check whose file the directory holds."""
+def check_focus_directory(directory: Path, backend: Backend, every: int = 1) -> Report:
+    """Every check whose file the directory holds.
+
+    Args:
+        every: of the traces, of which there are many, one of so many is followed.
+    """
     report = Report(directory, backend.name)
     checks = {
         "importance.npz": check_importance,
         "targets.npz": check_targets,
         "selection.npz": check_selection,
         "e2e_synth.npz": check_end_to_end,
-        "traces.npz": check_traces,
+        "traces.npz": partial(check_traces, every=every),
     }
     found = False
     for name, check in checks.items():
