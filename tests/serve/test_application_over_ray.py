@@ -38,7 +38,13 @@ def two_models(seed: int) -> ServeArgs:
     return ServeArgs(
         models=(
             ModelArgs(served_model_name=("steady",), engine=config, num_replicas=2, **SMALL),
-            ModelArgs(served_model_name=("elastic",), engine=config, autoscaling=ELASTIC, **SMALL),
+            ModelArgs(
+                served_model_name=("elastic",),
+                engine=config,
+                autoscaling=ELASTIC,
+                max_surge_percent=100,  # its one engine goes when another one serves
+                **SMALL,
+            ),
         ),
         num_ingress_replicas=2,
         api_keys=(KEY,),
@@ -129,9 +135,10 @@ def replicas_of(local: LocalServer, model: str) -> set[str]:
     return {line.removeprefix(prefix).partition('"')[0] for line in lines}
 
 
-def wait_until(condition, timeout_s: float) -> None:
+def wait_until(condition, streams: Streams, timeout_s: float = 120) -> None:
     end = time.monotonic() + timeout_s
     while not condition():
+        assert not streams.wrong
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.1)
 
@@ -152,9 +159,9 @@ def test_each_model_has_its_engines(local):
 def test_engines_come_and_go_with_the_load_and_no_request_fails(local):
     streams = Streams(local.url)
     with streams.running("elastic", num_clients=8, max_tokens=400):
-        wait_until(lambda: num_running("engine-elastic") == 3, 90)
+        wait_until(lambda: num_running("engine-elastic") == 3, streams)
     with streams.running("elastic", num_clients=1, max_tokens=400):
-        wait_until(lambda: num_running("engine-elastic") == 1, 90)
+        wait_until(lambda: num_running("engine-elastic") == 1, streams)
     assert not streams.wrong
     assert len(streams.done) > 9
 
@@ -168,6 +175,8 @@ def test_an_update_fails_no_request(local, busy_engine_factory):
     streams = Streams(local.url)
     with streams.running("steady", 2, max_tokens=400), streams.running("elastic", 2, 400):
         serve.run(build_with(two_models(seed=1), busy_engine_factory), name=APP_NAME)
-        wait_until(lambda: all(replicas_of(local, m).isdisjoint(before[m]) for m in before), 60)
+        wait_until(
+            lambda: all(replicas_of(local, m).isdisjoint(before[m]) for m in before), streams
+        )
     assert not streams.wrong
     assert len(streams.done) > 4
