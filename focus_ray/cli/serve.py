@@ -6,7 +6,7 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 from rich.console import Console
@@ -40,6 +40,17 @@ def serve(
     served_model_name: Annotated[
         list[str] | None, typer.Option(help="Name in the API; may be repeated.")
     ] = None,
+    num_replicas: Annotated[
+        int | None,
+        typer.Option(min=1, help="Engines, each with the whole model.", show_default="1"),
+    ] = None,
+    router: Annotated[
+        str | None,
+        typer.Option(
+            help="How a request finds its engine: occupancy or power_of_two.",
+            show_default="power_of_two",
+        ),
+    ] = None,
     config: Annotated[
         Path | None,
         typer.Option(help="YAML file that says what is served: several models, autoscaling."),
@@ -66,10 +77,16 @@ def serve(
         from focus_ray.serve.local import LocalServer
 
         stages.tell("looking for the model")
+        fields = {
+            "served_model_name": served_model_name,
+            "num_replicas": num_replicas,
+            "router": router,
+        }
+        given = {name: value for name, value in fields.items() if value}
         if config is None:
-            args = one_model(engine, model, served_model_name or [], api_key or [])
+            args = one_model(engine, model, given, api_key or [])
         else:
-            refuse_beside_config(engine, model, served_model_name)
+            refuse_beside_config(engine, model, given)
             args = from_file(config, api_key or [])
         with LocalServer(
             args, host, port, dashboard=ray_dashboard, temp_dir=ray_temp_dir, tell=stages.tell
@@ -88,18 +105,19 @@ def serve(
 
 
 def one_model(
-    engine: EngineConfig, model: str | None, names: list[str], api_keys: list[str]
+    engine: EngineConfig, model: str | None, given: dict[str, Any], api_keys: list[str]
 ) -> ServeArgs:
-    """What flags describe."""
+    """What flags describe: those of the engine and ``given`` ones, fields of ``ServeArgs``."""
     from focus_ray.serve.args import ServeArgs
 
     config = located(engine, model)
     return ServeArgs.model_validate(
         {
             "engine": config,
-            "served_model_name": names or [model or config.model],
+            "served_model_name": [model or config.model],
             "api_keys": api_keys,
             "max_start_attempts": 1,
+            **given,
         }
     )
 
@@ -132,16 +150,13 @@ def from_file(path: Path, api_keys: list[str]) -> ServeArgs:
     return args.model_copy(update={"api_keys": (*args.api_keys, *keys)})
 
 
-def refuse_beside_config(
-    engine: EngineConfig, model: str | None, served_model_name: list[str] | None
-) -> None:
+def refuse_beside_config(engine: EngineConfig, model: str | None, given: dict[str, Any]) -> None:
     """Refuse what a file would silently overrule."""
-    given = ["MODEL"] if model else []
-    given += ["--served-model-name"] if served_model_name else []
-    given += map(flag_of, sorted(engine.model_fields_set))
-    if given:
+    flags = ["MODEL"] if model else []
+    flags += map(flag_of, [*given, *sorted(engine.model_fields_set)])
+    if flags:
         raise ValueError(
-            f"{', '.join(given)} does not go with --config, which says what is served; put it into "
+            f"{', '.join(flags)} does not go with --config, which says what is served; put it into "
             "the file"
         )
 

@@ -64,12 +64,14 @@ def recorded(monkeypatch):
 def test_flags_reach_the_server(recorded):
     flags = ["--host", "0.0.0.0", "--port", "81", "--max-num-seqs", "4"]
     flags += ["--api-key", "sesame", "--api-key", "second"]
+    flags += ["--num-replicas", "2", "--router", "occupancy"]
     result = runner.invoke(app, ["serve", "sdar-tiny", *flags, "--served-model-name", "mine"])
     assert result.exit_code == 0, result.output
     (server,) = recorded.made
     assert (server.host, server.port) == ("0.0.0.0", 81)
     assert server.args.engine.max_num_seqs == 4
     assert server.args.served_model_name == ("mine",)
+    assert (server.args.num_replicas, server.args.router) == (2, "occupancy")
     assert [key.get_secret_value() for key in server.args.api_keys] == ["sesame", "second"]
     assert server.args.max_start_attempts == 1
     assert "mine at http://0.0.0.0:81" in result.output
@@ -140,6 +142,13 @@ def test_a_file_says_what_is_served(recorded, tmp_path, monkeypatch):
     assert '"model": "mine", "messages"' in result.output
 
 
+def test_an_unknown_router_is_refused_in_words(recorded):
+    result = runner.invoke(app, ["serve", "--router", "fastest"])
+    assert result.exit_code == 1
+    assert "router" in result.output and "occupancy" in result.output
+    assert "Traceback" not in result.output
+
+
 def test_a_file_of_one_model(recorded, tmp_path):
     path = tmp_path / "model.yaml"
     path.write_text("engine: {model: sdar-tiny, max_num_seqs: 4}\n")
@@ -152,8 +161,8 @@ def test_a_file_of_one_model(recorded, tmp_path):
     ("flags", "message"),
     [
         pytest.param(
-            ["sdar-tiny", "--served-model-name", "a", "--max-num-seqs", "4"],
-            "MODEL, --served-model-name, --max-num-seqs does not go with --config",
+            ["sdar-tiny", "--served-model-name", "a", "--num-replicas", "2", "--max-num-seqs", "4"],
+            "MODEL, --served-model-name, --num-replicas, --max-num-seqs does not go with --config",
             id="flags that the file would overrule",
         ),
         pytest.param([], "engine.max_seqs: no such field", id="a bad file"),
