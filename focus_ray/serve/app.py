@@ -109,7 +109,7 @@ def build_with(args: ServeArgs, engine_factory: EngineFactory) -> serve.Applicat
         ray_actor_options={"num_cpus": 0},
         # It takes no room to speak of, so new ones serve before old ones finish and go.
         max_surge_percent=100,
-        graceful_shutdown_timeout_s=max(each.drain_timeout_s for each in args.served),
+        graceful_shutdown_timeout_s=args.ingress_drain_timeout_s,
     )(IngressDeployment)
     names = [model.names for model in args.served]
     places = [_places(model) for model in args.served]

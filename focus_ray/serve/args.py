@@ -11,6 +11,7 @@ from pydantic import (
     Field,
     ModelWrapValidatorHandler,
     NonNegativeInt,
+    PositiveFloat,
     PositiveInt,
     ValidationError,
     model_validator,
@@ -38,6 +39,11 @@ class ServeArgs(ModelArgs):
     )
     num_ingress_replicas: PositiveInt = Field(
         1, description="Processes that parse requests and stream replies."
+    )
+    ingress_drain_timeout_s: PositiveFloat = Field(
+        600.0,
+        description="Seconds that a process which is replaced may still take for the replies it "
+        "streams. Longer than engines may take, whose requests go on at others after that.",
     )
     api_keys: tuple[ApiKey, ...] = Field(
         (), description="Bearer tokens of which requests must bring one; none: open to all."

@@ -95,9 +95,9 @@ class ModelArgs(BaseModel):
         3, description="Failed starts of an engine before the deployment has failed."
     )
     drain_timeout_s: PositiveFloat = Field(
-        600.0,
+        300.0,
         description="Seconds that an engine which is taken away or replaced may still take for "
-        "the requests it has; then they end in an error.",
+        "the requests it has; then they go on at another one.",
     )
     max_surge_percent: int = Field(
         0,
