@@ -25,6 +25,8 @@ TILES = [
     pytest.param(AttentionTile(64, 64, 4, 3, 1), id="64x64"),
     pytest.param(AttentionTile(128, 64, 8, 3, 1), id="128x64"),
 ]
+if INTERPRETED:  # it is slow, and knows no tensor cores: the least and the largest stand for all
+    TILES = [TILES[0], TILES[-1]]
 # Rows of one tile and of many, tokens of one row apart by more than a tile of positions, splits
 # that are empty for some rows and for some tokens.
 MIXED = Batch([[80, 33, 16], [5], [40] * 11, [70], [], []], unowned=3)
@@ -67,8 +69,6 @@ def fresh_memory_is_nan() -> Iterator[None]:
 def test_every_tile_and_split_gives_the_same(
     tile: AttentionTile, num_splits: int, dtype: torch.dtype, device: torch.device
 ) -> None:
-    if INTERPRETED and dtype != torch.float32 and tile != TILES[0]:
-        pytest.skip("the interpreter rounds products in every tile alike: one is enough")
     inputs = MIXED.inputs(dtype, device)
     found = launch(inputs, AttentionPlan(tile, num_splits, 1), OWNED)
     expected = MIXED.attend_token_by_token(inputs)

@@ -261,7 +261,7 @@ def steps(draw: st.DrawFn) -> Step:
 
 # nothing that the fixture gives changes between examples
 @settings(
-    max_examples=15 if INTERPRETED else 50,
+    max_examples=8 if INTERPRETED else 50,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(step=steps())
