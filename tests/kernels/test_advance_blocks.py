@@ -244,10 +244,9 @@ def test_any_step_equals_slot_by_slot(
 def test_blocks_near_their_end(block_length: int, device: torch.device) -> None:
     """Most of them close or end, which is rare among random ones."""
     draws = Draws(block_length)
-    num_slots = 4 if INTERPRETED else 12
-    words = random_words(num_slots, block_length, draws)
+    words = random_words(12, block_length, draws)
     words.scalar("active").fill_(1)
-    words.array("decoded").copy_(draws.flags(0.95, num_slots, block_length))
+    words.array("decoded").copy_(draws.flags(0.95, 12, block_length))
     outcome = random_outcome(words, draws, counted=True, whole_blocks=False)
     outcome.kept_SB.copy_(outcome.rows.processed_SB.fill_(True))
     words.scalar("num_steps").fill_(1)
