@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import cycle, islice
 from typing import Any, Protocol
 
@@ -52,11 +52,18 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Prompt:
-    """One request to come; ``task`` judges its answer, where there is one."""
+    """One request to come.
+
+    Args:
+        task: judges the answer, where there is one.
+        messages: what the ids were made of, where that is a conversation; two prompts of the same
+            ids are the same.
+    """
 
     token_ids: tuple[int, ...]
     max_tokens: int
     task: Task | None = None
+    messages: Sequence[Mapping[str, str]] = field(default=(), compare=False)
 
     def request(self, request_id: str, params: SamplingParams) -> GenerationRequest:
         params = params.model_copy(update={"max_tokens": self.max_tokens})
@@ -80,7 +87,8 @@ def bundled_prompts(
         room = prompt_len.draw(rng) - len(chat_ids(tokenizer, task.messages))
         turns = _earlier_turns(tokenizer, room, rng)
         task = replace(task, context=turns)
-        yield Prompt(chat_ids(tokenizer, task.messages), output_len.draw(rng), task)
+        token_ids = chat_ids(tokenizer, task.messages)
+        yield Prompt(token_ids, output_len.draw(rng), task, task.messages)
 
 
 def _earlier_turns(tokenizer: Templated, room: int, rng: random.Random) -> tuple[Message, ...]:
@@ -126,7 +134,8 @@ def chat_prompts(
     """Conversations through the model's chat template, thinking disabled, in a seeded order."""
     rng = random.Random(f"{seed}/file")
     prompts = [
-        Prompt(chat_ids(tokenizer, messages), output_len.draw(rng)) for messages in conversations
+        Prompt(chat_ids(tokenizer, messages), output_len.draw(rng), messages=messages)
+        for messages in conversations
     ]
     rng.shuffle(prompts)
     return prompts

@@ -17,6 +17,8 @@ bench = typer.Typer(
 
 COMMANDS = {
     "throughput": ("throughput", "Output tokens/s by way of decoding and requests in flight."),
+    "serving": ("serving", "How soon a running endpoint answers, under load."),
+    "http": ("http_overhead", "What the way over HTTP costs, against the bare engine."),
     "kernels": ("kernels", "Every GPU kernel, at the shapes of SDAR-8B."),
     "moe": ("moe", "A mixture of experts, at the shapes of LLaDA2.0 and SDAR-30B-A3B."),
     "roofline": ("roofline", "The limits of the GPU, and how near to them a recorded run came."),

@@ -17,7 +17,7 @@ from typing import TypeVar
 from focus_ray.config import EngineConfig
 from focus_ray.engine.assembly import assemble
 from focus_ray.engine.engine import Engine
-from focus_ray.engine.outputs import EngineLoad, GenerationRequest, TokenDelta
+from focus_ray.engine.outputs import EngineLoad, GenerationRequest, TokenDelta, joined
 from focus_ray.engine.ranks import RankGroup
 from focus_ray.errors import EngineDead
 
@@ -40,10 +40,23 @@ class _Stream:
         self.num_unfinished = num_completions
 
     async def get(self) -> list[TokenDelta]:
-        item = await self.deltas.get()
-        if isinstance(item, EngineDead):
-            raise item
-        return item
+        """One delta of each completion that has news: all of it, however many steps it took.
+
+        So a reader that falls behind gets text less often, and not later and later.
+        """
+        items = [await self.deltas.get()]
+        while not self.deltas.empty():
+            items.append(self.deltas.get_nowait())
+        by_index: dict[int, list[TokenDelta]] = {}
+        for item in items:
+            if isinstance(item, EngineDead):
+                if not by_index:
+                    raise item
+                self.deltas.put_nowait(item)  # nothing comes after it
+            else:
+                for delta in item:
+                    by_index.setdefault(delta.index, []).append(delta)
+        return [joined(deltas) for deltas in by_index.values()]
 
 
 def _send(news: Iterable[tuple[_Stream, _News]]) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from itertools import chain
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -167,6 +168,19 @@ class TokenDelta(NamedTuple):
     stop_reason: int | str | None = None
     stats: RequestStats | None = None
     trace: tuple[DenoisingStep, ...] | None = None
+
+
+def joined(deltas: Sequence[TokenDelta]) -> TokenDelta:
+    """Consecutive deltas of one completion as one; at least one of them."""
+    last = deltas[-1]
+    if len(deltas) == 1:
+        return last
+    told = [delta.logprobs for delta in deltas if delta.logprobs is not None]
+    return last._replace(
+        text="".join(delta.text for delta in deltas),
+        token_ids=tuple(chain.from_iterable(delta.token_ids for delta in deltas)),
+        logprobs=tuple(chain.from_iterable(told)) if told else None,
+    )
 
 
 @dataclass

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, cast
 
+import grpc  # type: ignore[import-untyped]  # has no stubs of its own
 from prometheus_client import Metric
 from ray import serve
 from ray.exceptions import RayActorError, RayTaskError
@@ -26,11 +27,13 @@ from focus_ray.serve.metrics import merge_families
 REPLICA_GRACE_S = 1.0
 # The replica died, is being stopped, or never came up.
 GONE = (
+    grpc.RpcError,
     RayActorError,
     DeploymentUnavailableError,
     ReplicaUnavailableError,
     RequestCancelledError,
 )
+REPLICA_ENDED = "the engine's process ended; a new one is started, try again soon"
 
 
 class RayEngineClient:
@@ -42,7 +45,13 @@ class RayEngineClient:
 
     def __init__(self, handle: DeploymentHandle[Any]) -> None:
         self._handle = handle
-        self._streaming = handle.options(stream=True)
+        # From the replica's socket, not as objects of Ray's, which take thrice the CPU time.
+        self._streaming = handle.options(
+            stream=True,
+            _by_reference=False,
+            request_serialization="pickle",
+            response_serialization="pickle",
+        )
 
     async def generate(self, submission: Submission) -> AsyncGenerator[Chunk, None]:
         """Chunks of all completions; closing aborts the engine's request."""
@@ -131,6 +140,10 @@ def own_errors() -> Iterator[None]:
     except BackPressureError as error:
         raise EngineOverloaded(str(error), error.retry_after_s or 1.0) from error
     except GONE as error:
-        raise EngineDead(
-            "the engine's process ended; a new one is started, try again soon"
-        ) from error
+        raise EngineDead(REPLICA_ENDED) from error
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        # Nobody here cancels: the replica is being stopped, and tells by the error it met itself.
+        raise EngineDead(REPLICA_ENDED) from error

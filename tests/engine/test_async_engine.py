@@ -6,7 +6,7 @@ from focus_ray.config import EngineConfig
 from focus_ray.engine import async_engine
 from focus_ray.engine.async_engine import AsyncEngine
 from focus_ray.engine.engine import Engine
-from focus_ray.engine.outputs import GenerationRequest
+from focus_ray.engine.outputs import GenerationRequest, TokenDelta, TokenLogprob, joined
 from focus_ray.errors import EngineDead, RequestRejected
 from focus_ray.sampling import SamplingParams
 
@@ -142,6 +142,35 @@ async def test_a_loop_that_is_gone_keeps_nothing_from_the_others():
     here = async_engine._Stream(1)
     await asyncio.to_thread(async_engine._send, [(gone, []), (here, [])])
     assert await here.get() == []
+
+
+def delta(text, index=0, **others):
+    return TokenDelta("a", index, text, tuple(map(ord, text)), **others)
+
+
+async def test_a_reader_that_is_behind_gets_several_steps_at_once():
+    stream = async_engine._Stream(2)
+    for step in ([delta("a"), delta("x", 1)], [delta("bc")], [delta("", finish_reason="stop")]):
+        stream.deltas.put_nowait(step)
+    assert await stream.get() == [delta("abc", finish_reason="stop"), delta("x", 1)]
+    stream.deltas.put_nowait([delta("y", 1)])
+    assert await stream.get() == [delta("y", 1)], "nothing comes twice"
+
+
+async def test_what_came_before_an_engine_died_is_read_before_its_death():
+    stream = async_engine._Stream(1)
+    for news in ([delta("a")], [delta("b")], EngineDead("gone")):
+        stream.deltas.put_nowait(news)
+    assert await stream.get() == [delta("ab")]
+    with pytest.raises(EngineDead, match="gone"):
+        await stream.get()
+
+
+def test_joined_deltas_keep_the_log_probabilities_of_all_their_tokens():
+    likely, unlikely = TokenLogprob(97, -0.1), TokenLogprob(98, -3.0)
+    both = joined([delta("a", logprobs=(likely,)), delta("b", logprobs=(unlikely,)), delta("")])
+    assert both == delta("ab", logprobs=(likely, unlikely))
+    assert joined([delta("a"), delta("b")]).logprobs is None
 
 
 async def test_an_id_can_be_used_again(engine):

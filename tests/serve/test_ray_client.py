@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 
+import grpc
 import pytest
 from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from focus_ray.errors import EngineDead, EngineOverloaded
-from focus_ray.serve.ray_client import RayEngineClient
+from focus_ray.serve.ray_client import RayEngineClient, own_errors
 
 
 class Unreached:
@@ -21,7 +22,7 @@ class Unreached:
         self.error = error
         self.generate = self
 
-    def options(self, stream):
+    def options(self, **how):
         return self
 
     def remote(self, submission):
@@ -44,9 +45,30 @@ class Unreached:
         pytest.param(
             DeploymentUnavailableError(DeploymentID("engine")), EngineDead, id="nothing to call"
         ),
+        pytest.param(grpc.RpcError("reset"), EngineDead, id="the connection broke"),
     ],
 )
 def test_calls_that_reach_no_replica_end_in_our_errors(raised, seen):
     client = RayEngineClient(Unreached(raised))
     with pytest.raises(seen):
         asyncio.run(anext(client.generate(None)))
+
+
+async def test_a_replica_that_is_cancelled_is_an_engine_that_is_gone():
+    """By gRPC its error comes as it is: like a cancellation of whoever waits for it."""
+    with pytest.raises(EngineDead), own_errors():
+        raise asyncio.CancelledError
+
+
+async def test_our_own_cancellation_stays_one():
+    """Otherwise a request whose client has left would be handed over to another engine."""
+
+    async def wait():
+        with own_errors():
+            await asyncio.sleep(60)
+
+    task = asyncio.create_task(wait())
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
