@@ -197,13 +197,14 @@ def test_a_replica_that_goes_under_load_is_no_more_than_a_pause(
         print(f"{disturb.__name__} {number + 1} of {REPEATS}: {total} taken over until now")
         if disturb is take_one_away:
             scale(2)
-        wait_for_two()
+        wait_for_two(server)
     assert total > 0, "nobody was on a replica that went"
 
 
-def wait_for_two() -> None:
+def wait_for_two(server: LocalServer) -> None:
+    """Both answer, so both will get requests."""
     end = time.monotonic() + 120
-    while len(replicas()) != 2:
+    while len(replicas()) != 2 or len(taken_over(server)) != 2:
         assert time.monotonic() < end, "the replica that went is not replaced"
         time.sleep(0.2)
 
