@@ -68,7 +68,7 @@ class Load:
 
 
 LOADS = {
-    "skewed": Load(short=(16, 64), long=(500, 700), long_share=0.04, stopped=0.67),
+    "skewed": Load(short=(16, 64), long=(150, 250), long_share=0.05, stopped=0.67),
     "uniform": Load(short=(32, 96), long=(32, 96), long_share=0.0, stopped=0.0),
 }
 
@@ -94,10 +94,15 @@ class Round:
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_arguments(arguments)
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    rounds: list[Round] = []
     try:
-        rounds = measure(args, console)
+        measure(args, console, rounds)
     except (FocusRayError, OSError) as error:
         raise SystemExit(str(error)) from error
+    except KeyboardInterrupt:
+        console.print("interrupted; these are the rounds that were done")
+    if not rounds:
+        raise SystemExit(1)
     print_rounds(console, rounds)
     if args.json is not None:
         command = sys.argv[1:] if arguments is None else list(arguments)
@@ -124,8 +129,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--num-replicas", type=int, default=3, help="engines behind each router")
     add("--max-num-seqs", type=int, default=16, help="places of an engine")
     add("--load", choices=LOADS, action="append", help="may be repeated; default: all")
-    add("--requests-per-s", type=float, default=6.0, help="mean rate of a Poisson process")
-    add("--num-requests", type=int, default=200, help="of a round, for each router")
+    add("--requests-per-s", type=float, default=2.0, help="mean rate of a Poisson process")
+    add("--num-requests", type=int, default=60, help="of a round, for each router")
     add("--rounds", type=int, default=6, help="of each load")
     add("--port", type=int, default=8000, help="of the server")
     add("--json", type=Path, metavar="FILE", help="all numbers")
@@ -136,8 +141,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def measure(args: argparse.Namespace, console: Console) -> list[Round]:
-    """All rounds of all loads; who is first changes from one to the next."""
+def measure(args: argparse.Namespace, console: Console, rounds: list[Round]) -> None:
+    """Append all rounds of all loads; who is first changes from one to the next."""
     num_cpus = 0.9 * (os.cpu_count() or 1) / (2 * args.num_replicas)
     engine = EngineConfig(model=args.model, max_num_seqs=args.max_num_seqs)
     models = tuple(
@@ -156,7 +161,6 @@ def measure(args: argparse.Namespace, console: Console) -> list[Round]:
         args.port,
         tell=lambda stage: console.print(stage, style="dim"),
     )
-    rounds: list[Round] = []
     with server:
         for load in args.load or LOADS:
             with slowed(LOADS[load].stopped):
@@ -168,7 +172,6 @@ def measure(args: argparse.Namespace, console: Console) -> list[Round]:
                         f"{load}, round {seed + 1} of {args.rounds}: p99 is "
                         f"{rounds[-1].p99_ratio:.2f} of Serve's"
                     )
-    return rounds
 
 
 async def one_round(
