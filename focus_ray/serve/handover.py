@@ -14,15 +14,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
 
-from prometheus_client import Metric
-
 from focus_ray.errors import EngineDead, EngineOverloaded
 from focus_ray.serve.client import EngineClient
-from focus_ray.serve.messages import Chunk, Encoded, ModelInfo, Prompt, Submission
+from focus_ray.serve.client_wrapper import ClientWrapper
+from focus_ray.serve.messages import Chunk, Submission
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +36,7 @@ PATIENCE_S = 60.0
 """How long a request that has begun waits for a place among those who are full."""
 
 
-class HandoverClient:
+class HandoverClient(ClientWrapper):
     """An engine client whose generations go on when an engine dies.
 
     Args:
@@ -47,7 +46,7 @@ class HandoverClient:
     """
 
     def __init__(self, client: EngineClient, max_handovers: int) -> None:
-        self._client = client
+        super().__init__(client)
         self._max_handovers = max_handovers
 
     async def generate(self, submission: Submission) -> AsyncGenerator[Chunk, None]:
@@ -92,27 +91,6 @@ class HandoverClient:
                     raise
                 pause_s = error.retry_after_s
             await asyncio.sleep(pause_s)
-
-    async def describe(self) -> ModelInfo:
-        return await self._client.describe()
-
-    async def encode(self, prompt: Prompt, with_texts: bool) -> Encoded:
-        return await self._client.encode(prompt, with_texts)
-
-    async def decode(self, token_ids: Sequence[int]) -> str:
-        return await self._client.decode(token_ids)
-
-    async def check_alive(self, timeout_s: float) -> None:
-        await self._client.check_alive(timeout_s)
-
-    def num_engines(self) -> int:
-        return self._client.num_engines()
-
-    async def states(self) -> dict[str, int]:
-        return await self._client.states()
-
-    async def metrics(self) -> list[Metric]:
-        return await self._client.metrics()
 
 
 class Journal:

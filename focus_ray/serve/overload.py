@@ -9,7 +9,7 @@ each lets in as many as fit in all, and the engines refuse the rest.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from prometheus_client import CollectorRegistry, Counter, Metric
@@ -17,7 +17,8 @@ from prometheus_client.core import GaugeMetricFamily
 
 from focus_ray.errors import EngineDead, EngineOverloaded
 from focus_ray.serve.client import EngineClient
-from focus_ray.serve.messages import Chunk, Encoded, ModelInfo, Prompt, Submission
+from focus_ray.serve.client_wrapper import ClientWrapper
+from focus_ray.serve.messages import Chunk, Submission
 from focus_ray.serve.metrics import PREFIX
 
 LABELS = ("model_name", "ingress")
@@ -26,7 +27,7 @@ STAY_WEIGHT = 0.1
 LONGEST_RETRY_AFTER_S = 60.0
 
 
-class OverloadGuard:
+class OverloadGuard(ClientWrapper):
     """An engine client that refuses at once what would not find a place.
 
     Args:
@@ -40,7 +41,7 @@ class OverloadGuard:
     def __init__(
         self, client: EngineClient, places_per_engine: int, model_name: str, ingress_name: str
     ) -> None:
-        self._client = client
+        super().__init__(client)
         self._places_per_engine = places_per_engine
         self._labels = (model_name, ingress_name)
         self._num_open = 0
@@ -73,27 +74,9 @@ class OverloadGuard:
             self._num_open -= size
             self._queue.leave(size, time.monotonic() - started_s if has_ended else None)
 
-    async def describe(self) -> ModelInfo:
-        return await self._client.describe()
-
-    async def encode(self, prompt: Prompt, with_texts: bool) -> Encoded:
-        return await self._client.encode(prompt, with_texts)
-
-    async def decode(self, token_ids: Sequence[int]) -> str:
-        return await self._client.decode(token_ids)
-
-    async def check_alive(self, timeout_s: float) -> None:
-        await self._client.check_alive(timeout_s)
-
-    def num_engines(self) -> int:
-        return self._client.num_engines()
-
-    async def states(self) -> dict[str, int]:
-        return await self._client.states()
-
     async def metrics(self) -> list[Metric]:
         """Those of the engines, and what is let in and refused here."""
-        families = await self._client.metrics()
+        families = await super().metrics()
         gauge = GaugeMetricFamily(
             f"{PREFIX}num_sequences_open",
             "Sequences that were let in and have not ended.",
