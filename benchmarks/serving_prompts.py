@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from focus_ray.benchmarks.conversations import read_file, read_hub
+from focus_ray.benchmarks.prompt_source import prompts_from
 from focus_ray.benchmarks.serving_client import CHAT
-from focus_ray.benchmarks.workload import (
-    Lengths,
-    Prompt,
-    bundled_prompts,
-    chat_prompts,
-    choose,
-    random_prompts,
-)
-from focus_ray.engine.tokenizer import Tokenizer
+from focus_ray.benchmarks.workload import Prompt
 from focus_ray.errors import CheckpointError
 from focus_ray.models.checkpoint import resolve_checkpoint
 from focus_ray.models.spec import read_spec
@@ -41,26 +32,7 @@ def make_prompts(
         raise ValueError(f"--tokenizer names the model's files: {error}") from error
     spec = read_spec(path, name=tokenizer_name)
     longest = longest or spec.max_position_embeddings
-    prompt_len = Lengths(args.input_len, args.range_ratio)
-    output_len = Lengths(args.output_len, args.output_range_ratio)
-    source: Iterable[Prompt]
-    if args.dataset_name == "random":
-        forbidden = {spec.mask_token_id, *spec.stop_token_ids}
-        source = random_prompts(spec.vocab_size, forbidden, prompt_len, output_len, args.seed)
-        return choose(source, args.num_prompts, longest)
-    tokenizer = Tokenizer.from_path(path)
-    if tokenizer is None:
-        raise ValueError(f"{tokenizer_name} has no tokenizer; take --dataset-name random")
-    if args.dataset_name == "bundled":
-        source = bundled_prompts(tokenizer, prompt_len, output_len, args.seed)
-    else:
-        found = (
-            read_file(Path(args.dataset_path))
-            if args.dataset_name == "file"
-            else read_hub(args.dataset_path, args.hf_subset, args.hf_split)
-        )
-        source = chat_prompts(tokenizer, found, output_len, args.seed)
-    return choose(source, args.num_prompts, longest)
+    return prompts_from(args, spec, path, tokenizer_name, args.num_prompts, longest)
 
 
 def bodies_of(

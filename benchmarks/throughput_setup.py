@@ -5,29 +5,20 @@ from __future__ import annotations
 import argparse
 import datetime
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
 import triton
 
 from focus_ray import __version__
-from focus_ray.benchmarks.conversations import read_file, read_hub
 from focus_ray.benchmarks.expand import expand, random_model
+from focus_ray.benchmarks.prompt_source import lengths_of, prompts_from
 from focus_ray.benchmarks.shapes import SHAPES
 from focus_ray.benchmarks.throughput_flags import LEAST_PROMPTS, shared_fields
-from focus_ray.benchmarks.workload import (
-    Lengths,
-    Prompt,
-    bundled_prompts,
-    chat_prompts,
-    choose,
-    random_prompts,
-)
+from focus_ray.benchmarks.workload import Prompt
 from focus_ray.config import EngineConfig
-from focus_ray.engine.tokenizer import Tokenizer
 from focus_ray.models.checkpoint import resolve_checkpoint
 from focus_ray.models.loading import LoadedModel, find_weights, load_model
 from focus_ray.models.spec import read_config, read_spec
@@ -91,8 +82,7 @@ def make_prompts(args: argparse.Namespace, loaded: LoadedModel, number: int) -> 
         ValueError: the source cannot be read, or its prompts do not fit the model.
     """
     spec = loaded.spec
-    prompt_len = Lengths(args.input_len, args.range_ratio)
-    output_len = Lengths(args.output_len, args.output_range_ratio)
+    prompt_len, output_len = lengths_of(args)
     longest = EngineConfig(**shared_fields(args)).max_model_len or spec.max_position_embeddings
     longest = min(longest, spec.max_position_embeddings)
     if args.dataset_name in ("bundled", "random"):
@@ -102,24 +92,7 @@ def make_prompts(args: argparse.Namespace, loaded: LoadedModel, number: int) -> 
                 f"--input-len {args.input_len} with --output-len {args.output_len} takes at least "
                 f"{shortest} tokens, and the context has {longest}; lower one of them"
             )
-    source: Iterable[Prompt]
-    if args.dataset_name == "random":
-        forbidden = {spec.mask_token_id, *spec.stop_token_ids}
-        source = random_prompts(spec.vocab_size, forbidden, prompt_len, output_len, args.seed)
-    else:
-        tokenizer = Tokenizer.from_path(loaded.path)
-        if tokenizer is None:
-            raise ValueError(f"{args.model} has no tokenizer; take --dataset-name random")
-        if args.dataset_name == "bundled":
-            source = bundled_prompts(tokenizer, prompt_len, output_len, args.seed)
-        else:
-            found = (
-                read_file(Path(args.dataset_path))
-                if args.dataset_name == "file"
-                else read_hub(args.dataset_path, args.hf_subset, args.hf_split)
-            )
-            source = chat_prompts(tokenizer, found, output_len, args.seed)
-    return choose(source, number, longest)
+    return prompts_from(args, spec, loaded.path, args.model, number, longest)
 
 
 def describe(
@@ -157,7 +130,7 @@ def describe(
                 "min": min(lengths),
                 "max": max(lengths),
             },
-            "max_tokens": asdict(Lengths(args.output_len, args.output_range_ratio)),
+            "max_tokens": asdict(lengths_of(args)[1]),
             "ignore_eos": args.ignore_eos,
             "temperature": args.temperature,
             "stop_repetition": args.stop_repetition,
