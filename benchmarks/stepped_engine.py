@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, cast
 
 from focus_ray.config import EngineConfig
 from focus_ray.engine.outputs import EngineLoad, GenerationRequest, RequestStats, TokenDelta
+from focus_ray.openai.text_engine import EngineFactory
 from focus_ray.sampling import SamplingParams
-from focus_ray.serve.replica import EngineFactory
 
 if TYPE_CHECKING:
     from focus_ray.engine.async_engine import AsyncEngine

@@ -20,8 +20,8 @@ from focus_ray.sampling import SamplingParams
 if TYPE_CHECKING:
     from http.client import HTTPResponse
 
-    from focus_ray.serve.messages import Chunk
-    from focus_ray.serve.replica import EngineFactory
+    from focus_ray.openai.messages import Chunk
+    from focus_ray.openai.text_engine import EngineFactory
 
 Conversation = list[dict[str, str]]
 
@@ -63,9 +63,11 @@ class EngineBackend:
     """
 
     def __init__(self, config: EngineConfig, engine_factory: EngineFactory | None = None) -> None:
-        from focus_ray.serve.replica import Replica, start_engine
+        from focus_ray.cluster.engine_start import start_engine
+        from focus_ray.openai.text_engine import TextEngine
 
-        self._replica = Replica(config, config.model, engine_factory=engine_factory or start_engine)
+        self._engine = (engine_factory or start_engine)(config)
+        self._text = TextEngine(self._engine)
         self._runner = asyncio.Runner()
 
     def __enter__(self) -> Self:
@@ -73,15 +75,15 @@ class EngineBackend:
 
     def __exit__(self, *_: object) -> None:
         self._runner.close()
-        self._replica.shutdown()
+        self._engine.shutdown()
 
     def answer(
         self, prompt: str | Conversation, params: SamplingParams
     ) -> Generator[Piece, None, None]:
-        from focus_ray.serve.messages import ChatPrompt, Submission, TextPrompt
+        from focus_ray.openai.messages import ChatPrompt, Submission, TextPrompt
 
         asked = TextPrompt(prompt) if isinstance(prompt, str) else ChatPrompt(tuple(prompt))
-        chunks = self._replica.generate(Submission(uuid.uuid4().hex, asked, params))
+        chunks = self._text.generate(Submission(uuid.uuid4().hex, asked, params))
         tokens = 0
         try:
             while (chunk := self._runner.run(_next(chunks))) is not None:

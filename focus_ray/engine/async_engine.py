@@ -12,6 +12,7 @@ import queue
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterable
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import TypeVar
 
 from focus_ray.config import EngineConfig
@@ -37,7 +38,14 @@ class _Stream:
     def __init__(self, num_completions: int) -> None:
         self.loop = asyncio.get_running_loop()
         self.deltas: asyncio.Queue[_News] = asyncio.Queue()
+        self.has_end = asyncio.Event()
         self.num_unfinished = num_completions
+
+    def put(self, item: _News) -> None:
+        """On the loop's thread."""
+        self.deltas.put_nowait(item)
+        if isinstance(item, EngineDead) or any(delta.finish_reason for delta in item):
+            self.has_end.set()
 
     async def get(self) -> list[TokenDelta]:
         """One delta of each completion that has news: all of it, however many steps it took.
@@ -47,16 +55,23 @@ class _Stream:
         items = [await self.deltas.get()]
         while not self.deltas.empty():
             items.append(self.deltas.get_nowait())
+        self.has_end.clear()
         by_index: dict[int, list[TokenDelta]] = {}
         for item in items:
             if isinstance(item, EngineDead):
                 if not by_index:
                     raise item
-                self.deltas.put_nowait(item)  # nothing comes after it
+                self.put(item)  # nothing comes after it
             else:
                 for delta in item:
                     by_index.setdefault(delta.index, []).append(delta)
         return [joined(deltas) for deltas in by_index.values()]
+
+    async def pause(self, seconds: float) -> None:
+        """Let news gather for so long; the end of a completion is not kept waiting."""
+        if seconds > 0.0:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.has_end.wait(), seconds)
 
 
 def _send(news: Iterable[tuple[_Stream, _News]]) -> None:
@@ -78,7 +93,7 @@ def _send(news: Iterable[tuple[_Stream, _News]]) -> None:
 
 def _put_all(items: list[tuple[_Stream, _News]]) -> None:
     for stream, item in items:
-        stream.deltas.put_nowait(item)
+        stream.put(item)
 
 
 class AsyncEngine:
@@ -113,11 +128,17 @@ class AsyncEngine:
         """
         return cls(Engine(config, assemble(config, ranks=ranks)), config.model)
 
-    async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenDelta, None]:
+    async def generate(
+        self, request: GenerationRequest, pause_s: Callable[[], float] = lambda: 0.0
+    ) -> AsyncGenerator[TokenDelta, None]:
         """Stream the deltas of a request until each of its completions has finished.
 
         Leaving the stream early, by ``aclose`` or cancellation, aborts the request before the next
         denoising step.
+
+        Args:
+            pause_s: asked after each look at what is new, for the seconds until the next. What the
+                engine decodes meanwhile is in the next delta. An end is told at once.
 
         Raises:
             RequestRejected: before the first delta; the request can never run as it stands.
@@ -129,9 +150,12 @@ class AsyncEngine:
         try:
             await asyncio.shield(added)
             while stream.num_unfinished:
-                for delta in await stream.get():
+                news, next_s = await stream.get(), stream.loop.time() + pause_s()
+                for delta in news:
                     stream.num_unfinished -= delta.finish_reason is not None
                     yield delta
+                if stream.num_unfinished:
+                    await stream.pause(next_s - stream.loop.time())
         finally:
             if stream.num_unfinished:
                 added.add_done_callback(_retrieve)

@@ -17,8 +17,10 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.handle import DeploymentHandle
 
+from focus_ray.cluster.engine_start import start_engine
 from focus_ray.cluster.placement import placement
 from focus_ray.config import EngineConfig
+from focus_ray.openai.text_engine import EngineFactory
 from focus_ray.serve.args import ServeArgs
 from focus_ray.serve.autoscaling import OccupancyPolicy
 from focus_ray.serve.handover import HandoverClient
@@ -28,7 +30,7 @@ from focus_ray.serve.model_args import AutoscalingArgs, ModelArgs
 from focus_ray.serve.overload import OverloadGuard
 from focus_ray.serve.placing import Placed, place
 from focus_ray.serve.ray_client import RayEngineClient
-from focus_ray.serve.replica import EngineFactory, Replica, start_engine
+from focus_ray.serve.replica import Replica
 from focus_ray.serve.router import router_config
 from focus_ray.serve.served_models import ServedModel
 

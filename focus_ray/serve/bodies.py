@@ -9,9 +9,9 @@ from fastapi.openapi.utils import get_openapi
 from starlette.requests import Request
 
 from focus_ray import __version__
-from focus_ray.serve.http_errors import BodyTooLarge, UnsupportedMediaType
-from focus_ray.serve.replies import ErrorReply
-from focus_ray.serve.strict import Body, StrictModel, parse_body
+from focus_ray.openai.error_kinds import BodyTooLarge, UnsupportedMediaType
+from focus_ray.openai.replies import ErrorReply
+from focus_ray.openai.strict import Body, StrictModel, parse_body
 
 REF_TEMPLATE = "#/components/schemas/{model}"
 

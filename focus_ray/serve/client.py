@@ -12,7 +12,7 @@ from typing import Protocol
 
 from prometheus_client import Metric
 
-from focus_ray.serve.messages import Chunk, Encoded, ModelInfo, Prompt, Submission
+from focus_ray.openai.messages import Chunk, Encoded, ModelInfo, Prompt, Submission
 
 
 class EngineClient(Protocol):

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from prometheus_client import Metric
 
+from focus_ray.openai.messages import Encoded, ModelInfo, Prompt
 from focus_ray.serve.client import EngineClient
-from focus_ray.serve.messages import Encoded, ModelInfo, Prompt
 
 
 class ClientWrapper:

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from prometheus_client import Metric
 from pydantic import Field
 
+from focus_ray.openai.replies import Reply
 from focus_ray.serve.metrics import PREFIX
-from focus_ray.serve.replies import Reply
 
 
 class GpuView(Reply):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from focus_ray.serve.strict import path_of, shortened
+from focus_ray.openai.strict import path_of, shortened
 
 SECRET_FIELDS = {"api_keys", "api_key_hashes"}
 

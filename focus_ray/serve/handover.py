@@ -19,9 +19,9 @@ from contextlib import aclosing
 from dataclasses import replace
 
 from focus_ray.errors import EngineDead, EngineOverloaded
+from focus_ray.openai.messages import Chunk, Submission
 from focus_ray.serve.client import EngineClient
 from focus_ray.serve.client_wrapper import ClientWrapper
-from focus_ray.serve.messages import Chunk, Submission
 
 logger = logging.getLogger(__name__)
 

@@ -1,84 +1,21 @@
-"""Which error becomes which HTTP reply: one table, and the OpenAI error body around it."""
+"""Errors as HTTP replies."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 
-from focus_ray.errors import EngineDead, EngineOverloaded, RequestRejected
-from focus_ray.serve.replies import ErrorBody, ErrorReply
+from focus_ray.errors import EngineDead, EngineOverloaded
+from focus_ray.openai.error_kinds import TABLE, Unauthorized, body_of, kind_of
+from focus_ray.openai.replies import ErrorBody, ErrorReply
 from focus_ray.serve.request_record import CLIENT_CLOSED_REQUEST, record_of
-from focus_ray.serve.strict import shortened
 
-
-class ModelNotFound(RequestRejected):
-    """The request names a model that is not served here."""
-
-    def __init__(self, name: str, served: tuple[str, ...]) -> None:
-        super().__init__(
-            f"The model {shortened(name)!r} does not exist; this server has {', '.join(served)}",
-            "model",
-        )
-
-
-class BodyTooLarge(RequestRejected):
-    """The request body is longer than this server reads."""
-
-
-class UnsupportedMediaType(RequestRejected):
-    """The request body is not declared as JSON."""
-
-
-class Unauthorized(RequestRejected):
-    """The bearer token is missing or wrong."""
-
-
-@dataclass(frozen=True)
-class ErrorKind:
-    """How one kind of error looks to a client."""
-
-    status: int
-    type: str
-    code: str | None
-
-
-# The first class an error is an instance of decides.
-TABLE: dict[type[Exception], ErrorKind] = {
-    ModelNotFound: ErrorKind(404, "invalid_request_error", "model_not_found"),
-    BodyTooLarge: ErrorKind(413, "invalid_request_error", "body_too_large"),
-    UnsupportedMediaType: ErrorKind(415, "invalid_request_error", "unsupported_media_type"),
-    Unauthorized: ErrorKind(401, "authentication_error", "invalid_api_key"),
-    RequestRejected: ErrorKind(400, "invalid_request_error", "invalid_value"),
-    EngineOverloaded: ErrorKind(429, "overloaded_error", "engine_overloaded"),
-    EngineDead: ErrorKind(503, "server_error", "engine_dead"),
-    Exception: ErrorKind(500, "server_error", "internal_error"),
-}
 # How long clients wait for an engine that died: about what a replica's replacement takes.
 RESTART_RETRY_AFTER_S = 10.0
-
-
-def kind_of(error: Exception) -> ErrorKind:
-    """The table's answer."""
-    return next(kind for cls, kind in TABLE.items() if isinstance(error, cls))
-
-
-def body_of(error: Exception) -> ErrorReply:
-    """The OpenAI error body; says nothing about the inside of an unforeseen error."""
-    kind = kind_of(error)
-    foreseen = kind.status != 500
-    return ErrorReply(
-        error=ErrorBody(
-            message=str(error) if foreseen else "internal error; the server's log has the details",
-            type=kind.type,
-            param=getattr(error, "param", None),
-            code=kind.code,
-        )
-    )
 
 
 def response_of(error: Exception) -> Response:

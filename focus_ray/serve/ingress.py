@@ -12,23 +12,14 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from focus_ray import __version__
-from focus_ray.serve import http_errors
-from focus_ray.serve.answering import Task, answer
-from focus_ray.serve.api_keys import is_accepted
-from focus_ray.serve.bodies import add_schemas, describe_body, describe_errors, read_body
-from focus_ray.serve.chat_writer import ChatWriter
-from focus_ray.serve.cluster_view import ClusterView, ModelView, view_of
-from focus_ray.serve.completion_writer import CompletionWriter
-from focus_ray.serve.http_errors import Unauthorized
-from focus_ray.serve.messages import Submission
-from focus_ray.serve.metrics import as_text, merge_families
-from focus_ray.serve.protocol import (
+from focus_ray.openai.error_kinds import Unauthorized
+from focus_ray.openai.protocol import (
     ChatCompletionRequest,
     CompletionRequest,
     DetokenizeRequest,
     TokenizeRequest,
 )
-from focus_ray.serve.replies import (
+from focus_ray.openai.replies import (
     ChatCompletion,
     Completion,
     DetokenizeReply,
@@ -38,9 +29,18 @@ from focus_ray.serve.replies import (
     VersionReply,
     now,
 )
+from focus_ray.openai.tasks import chat_task, completion_task
+from focus_ray.serve import http_errors
+from focus_ray.serve.answering import answer
+from focus_ray.serve.api_keys import is_accepted
+from focus_ray.serve.bodies import add_schemas, describe_body, describe_errors, read_body
+from focus_ray.serve.cluster_view import ClusterView, ModelView, view_of
+from focus_ray.serve.metrics import as_text, merge_families
 from focus_ray.serve.request_record import AccessLog, new_id
 from focus_ray.serve.served_models import ServedModel, ServedModels
 
+# Requests that bring the same one belong together.
+SESSION_HEADER = "X-Session-Id"
 CHAT_EXAMPLE = {"messages": [{"role": "user", "content": "What is 17 + 25?"}], "max_tokens": 128}
 COMPLETION_EXAMPLE = {"prompt": "17 + 25 =", "max_tokens": 32}
 
@@ -78,34 +78,15 @@ class Ingress:
         """Answer a conversation."""
         body = await read_body(request, ChatCompletionRequest, self._settings.max_body_bytes)
         name, model = self._models.find(body.model)
-        reply_id = f"chatcmpl-{new_id(request)}"
-        with_ids = bool(body.return_token_ids)
-        submission = Submission(
-            reply_id,
-            body.chat_prompt(body.messages),
-            body.to_params(),
-            with_ids,
-            _session(request, body.prompt_cache_key, body.user),
-        )
-        writer = ChatWriter(reply_id, name, body.with_usage, with_ids)
-        task = Task((submission,), writer, bool(body.stream), body.with_usage)
-        return await answer(request, model.client, task, body.client_names())
+        task = chat_task(body, new_id(request), name, request.headers.get(SESSION_HEADER))
+        return await answer(request, model.client, task)
 
     async def completions(self, request: Request) -> Response:
         """Continue one or more prompts."""
         body = await read_body(request, CompletionRequest, self._settings.max_body_bytes)
         name, model = self._models.find(body.model)
-        reply_id = f"cmpl-{new_id(request)}"
-        with_ids = bool(body.return_token_ids)
-        params = body.to_params()
-        session = _session(request, body.user)
-        submissions = tuple(
-            Submission(f"{reply_id}-{number}", prompt, params, with_ids, session)
-            for number, prompt in enumerate(body.prompts())
-        )
-        writer = CompletionWriter(reply_id, name, body.with_usage, with_ids)
-        task = Task(submissions, writer, bool(body.stream), body.with_usage)
-        return await answer(request, model.client, task, {})
+        task = completion_task(body, new_id(request), name, request.headers.get(SESSION_HEADER))
+        return await answer(request, model.client, task)
 
     async def tokenize(self, request: Request) -> TokenizeReply:
         """Token ids of a text or a conversation."""
@@ -181,11 +162,6 @@ class Ingress:
             owned_by="focus-ray",
             max_model_len=(await model.describe()).max_model_len,
         )
-
-
-def _session(request: Request, *named: str | None) -> str | None:
-    """What the client calls requests that belong together, in the first way that it used."""
-    return next((key for key in (request.headers.get("X-Session-Id"), *named) if key), None)
 
 
 def create_app(models: Sequence[ServedModel], settings: IngressSettings) -> FastAPI:

@@ -24,9 +24,9 @@ from focus_ray.serve.placing import place
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from focus_ray.openai.messages import ModelInfo
+    from focus_ray.openai.text_engine import EngineFactory
     from focus_ray.serve.args import ServeArgs
-    from focus_ray.serve.messages import ModelInfo
-    from focus_ray.serve.replica import EngineFactory
 
 # Chunks of text travel inline; the store only has to exist.
 OBJECT_STORE_BYTES = 128 * 2**20
@@ -176,8 +176,8 @@ class LocalServer:
     def _start_application(self) -> None:
         from ray import serve
 
+        from focus_ray.cluster.engine_start import start_engine
         from focus_ray.serve.app import APP_NAME, build_with
-        from focus_ray.serve.replica import start_engine
 
         self._tell("starting Ray Serve")
         logging.getLogger("ray.serve").setLevel(logging.WARNING)  # importing it set INFO

@@ -16,9 +16,9 @@ from prometheus_client import CollectorRegistry, Counter, Metric
 from prometheus_client.core import GaugeMetricFamily
 
 from focus_ray.errors import EngineDead, EngineOverloaded
+from focus_ray.openai.messages import Chunk, Submission
 from focus_ray.serve.client import EngineClient
 from focus_ray.serve.client_wrapper import ClientWrapper
-from focus_ray.serve.messages import Chunk, Submission
 from focus_ray.serve.metrics import PREFIX
 
 LABELS = ("model_name", "ingress")

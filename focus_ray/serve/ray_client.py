@@ -20,7 +20,7 @@ from ray.serve.exceptions import (
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from focus_ray.errors import EngineDead, EngineOverloaded, FocusRayError
-from focus_ray.serve.messages import Chunk, Encoded, ModelInfo, Prompt, Submission
+from focus_ray.openai.messages import Chunk, Encoded, ModelInfo, Prompt, Submission
 from focus_ray.serve.metrics import merge_families
 
 # A replica's own answer, "my engine does not answer", should come before we give up on it.

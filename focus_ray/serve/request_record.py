@@ -17,7 +17,7 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from focus_ray.serve.messages import Chunk
+from focus_ray.openai.messages import Chunk
 
 logger = logging.getLogger("focus_ray.access")
 

@@ -18,7 +18,7 @@ from ray.serve.request_router import (
     RunningReplica,
 )
 
-from focus_ray.serve.messages import Submission
+from focus_ray.openai.messages import Submission
 from focus_ray.serve.model_args import RouterName
 from focus_ray.serve.routing_facts import RequestFacts, facts_of
 from focus_ray.serve.routing_state import RoutingState

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 
-from focus_ray.serve.messages import ChatPrompt, Prompt, Submission, TextPrompt, TokenPrompt
+from focus_ray.openai.messages import ChatPrompt, Prompt, Submission, TextPrompt, TokenPrompt
 
 BYTES_PER_TOKEN = 4
 """Of text in UTF-8, roughly, over languages and tokenizers."""

@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from focus_ray.errors import EngineDead, FocusRayError, RequestRejected
+from focus_ray.openai.error_kinds import ModelNotFound
+from focus_ray.openai.messages import ModelInfo
 from focus_ray.serve.client import EngineClient
-from focus_ray.serve.http_errors import ModelNotFound
-from focus_ray.serve.messages import ModelInfo
 
 
 @dataclass

@@ -109,7 +109,7 @@ def test_an_answer_cut_short_frees_the_engine():
         short = backend.answer("once", SamplingParams(max_tokens=4))
         assert list(short)[-1].finish_reason == "length"
         end = time.monotonic() + 5
-        while backend._replica._engine.load().num_running:
+        while backend._engine.load().num_running:
             assert time.monotonic() < end
 
 

@@ -79,7 +79,9 @@ class FakeEngine:
     running: set[str] = field(default_factory=set)
     aborted_after: dict[str, int] = field(default_factory=dict)
 
-    async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenDelta, None]:
+    async def generate(
+        self, request: GenerationRequest, pause_s=lambda: 0.0
+    ) -> AsyncGenerator[TokenDelta, None]:
         self.requests.append(request)
         prompt = "".join(map(chr, request.prompt_token_ids))
         self.refuse(prompt, request)

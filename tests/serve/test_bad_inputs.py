@@ -7,12 +7,12 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from focus_ray.sampling import SamplingParams
-from focus_ray.serve.protocol import (
+from focus_ray.openai.protocol import (
     ChatCompletionRequest,
     CompletionRequest,
     DetokenizeRequest,
 )
+from focus_ray.sampling import SamplingParams
 
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from focus_ray.serve.streams import merge
+from focus_ray.openai.merging import merge
 
 FOREVER = "an answer that goes on forever, "
 

@@ -11,10 +11,10 @@ import pytest
 from focus_ray.config import EngineConfig
 from focus_ray.engine.outputs import RequestStats
 from focus_ray.errors import EngineDead, EngineOverloaded, RequestRejected
+from focus_ray.openai.messages import Chunk, Submission, TextPrompt
 from focus_ray.sampling import SamplingParams
 from focus_ray.serve import handover
 from focus_ray.serve.handover import HandoverClient
-from focus_ray.serve.messages import Chunk, Submission, TextPrompt
 from focus_ray.serve.metrics import as_text
 from focus_ray.serve.replica import Replica
 

@@ -11,11 +11,11 @@ import pytest
 
 from focus_ray.config import EngineConfig
 from focus_ray.errors import EngineDead, EngineOverloaded, RequestRejected
+from focus_ray.openai.messages import Chunk, Submission, TextPrompt
 from focus_ray.sampling import SamplingParams
 from focus_ray.serve import overload
 from focus_ray.serve.handover import HandoverClient
 from focus_ray.serve.ingress import IngressSettings, create_app
-from focus_ray.serve.messages import Chunk, Submission, TextPrompt
 from focus_ray.serve.overload import OverloadGuard
 from focus_ray.serve.replica import Replica
 from focus_ray.serve.served_models import ServedModel

@@ -8,8 +8,8 @@ import pytest
 
 from focus_ray.benchmarks.stepped_engine import stepped_factory
 from focus_ray.config import EngineConfig
+from focus_ray.openai.messages import Submission, TokenPrompt
 from focus_ray.sampling import SamplingParams
-from focus_ray.serve.messages import Submission, TokenPrompt
 from focus_ray.serve.replica import Replica
 
 STEPS = 60
@@ -55,3 +55,8 @@ async def test_text_comes_as_often_as_the_share_allows_and_all_of_it(
 async def test_a_request_that_is_alone_has_text_in_nearly_every_step():
     (chunks,) = await answers(1, 1e6)
     assert len(chunks) > STEPS / 2
+
+
+async def test_the_end_of_an_answer_is_not_kept_waiting():
+    (chunks,) = await asyncio.wait_for(answers(1, 0.1), 5.0)  # a chunk in ten seconds
+    assert [len(chunk.token_ids) for chunk in chunks] == [1, STEPS - 1]

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from focus_ray.config import EngineConfig
+from focus_ray.openai.messages import Submission, TokenPrompt
 from focus_ray.sampling import SamplingParams
 from focus_ray.serve.args import ServeArgs
 from focus_ray.serve.local import LocalServer
-from focus_ray.serve.messages import Submission, TokenPrompt
 
 pytestmark = pytest.mark.timeout(180)
 

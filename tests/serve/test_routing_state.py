@@ -6,8 +6,8 @@ from random import Random
 
 import pytest
 
+from focus_ray.openai.messages import ChatPrompt, Submission, TextPrompt, TokenPrompt
 from focus_ray.sampling import SamplingParams
-from focus_ray.serve.messages import ChatPrompt, Submission, TextPrompt, TokenPrompt
 from focus_ray.serve.prefix_memory import PrefixMemory
 from focus_ray.serve.routing_facts import CHUNK_TOKENS, MAX_CHUNKS, RequestFacts, facts_of
 from focus_ray.serve.routing_ledger import MAX_AGE_S, RoutingLedger, Sent, Unseen

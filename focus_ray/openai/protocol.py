@@ -11,10 +11,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from focus_ray.errors import RequestRejected
+from focus_ray.openai.messages import ChatPrompt, Prompt, TextPrompt, TokenPrompt
+from focus_ray.openai.request_fields import GenerationFields, refuse_too_many
+from focus_ray.openai.strict import Listed, StrictModel, neutral
 from focus_ray.sampling import SamplingParams
-from focus_ray.serve.messages import ChatPrompt, Prompt, TextPrompt, TokenPrompt
-from focus_ray.serve.request_fields import GenerationFields, refuse_too_many
-from focus_ray.serve.strict import Listed, StrictModel, neutral
 
 # OpenAI's default for text completions.
 DEFAULT_COMPLETION_TOKENS = 16

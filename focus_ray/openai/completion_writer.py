@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from focus_ray.serve.answering import Answer
-from focus_ray.serve.messages import Chunk, TokenText
-from focus_ray.serve.replies import (
+from focus_ray.openai.answers import Answer
+from focus_ray.openai.messages import Chunk, TokenText
+from focus_ray.openai.replies import (
     Completion,
     CompletionChoice,
     CompletionLogprobs,

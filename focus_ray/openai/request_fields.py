@@ -11,8 +11,8 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Discriminator, Field, Tag, ValidationError
 
 from focus_ray.errors import RequestRejected
+from focus_ray.openai.strict import Listed, StrictModel, neutral, refuse
 from focus_ray.sampling import RepetitionDetection, SamplingParams, Unmasking
-from focus_ray.serve.strict import Listed, StrictModel, neutral, refuse
 
 # Most completions one HTTP request may ask for: prompts times n.
 MAX_COMPLETIONS = 1024
