@@ -147,7 +147,10 @@ def _batch(product: Product, rows: int) -> tuple[int, int]:
 
 
 def _recorded(x_BMK: Tensor, weights: Sequence[Tensor], y_BMN: Tensor) -> Callable[[], None]:
-    """One product with each copy of the weight; a replay of it, on a GPU."""
+    """One product with each copy of the weight; a replay of it, on a GPU.
+
+    Whatever it returns keeps the operands alive, which a graph by itself does not.
+    """
 
     def run() -> None:
         for weight_BNK in weights:
@@ -163,7 +166,11 @@ def _recorded(x_BMK: Tensor, weights: Sequence[Tensor], y_BMN: Tensor) -> Callab
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         run()
-    return graph.replay
+
+    def replay(*, operands: tuple[object, ...] = (x_BMK, weights, y_BMN)) -> None:
+        graph.replay()
+
+    return replay
 
 
 def _warm_up(device: torch.device, sizes: Sequence[_Size]) -> None:

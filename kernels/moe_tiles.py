@@ -40,7 +40,7 @@ HOPPER_TILES = (
     (10, _FEW),
     (21, MoeTiles(32, ProductTile(128, 64, 4, 3), ProductTile(128, 64, 4, 3))),
     (42, MoeTiles(64, ProductTile(128, 64, 8, 3), ProductTile(128, 64, 8, 3))),
-    (inf, MoeTiles(128, ProductTile(256, 64, 8, 4), ProductTile(128, 64, 8, 3))),
+    (inf, MoeTiles(128, ProductTile(128, 64, 8, 3), ProductTile(128, 64, 4, 3))),
 )
 # Fit the 99 KiB of shared memory that the smallest GPUs since Ampere give a program.
 SMALL_TILES = (

@@ -5,7 +5,7 @@ The rules run over the logits of the whole text, computed anew for every step wi
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -178,7 +178,14 @@ def test_a_stop_token_ends_the_text_when_its_block_ends(golden_sdar) -> None:
     assert (stopped.finish_reason, stopped.stop_reason) == ("stop", stop)
     block = (len(PROMPTS[0]) + where) // B * B
     assert stopped.trace is not None and free.trace is not None
-    assert stopped.trace == tuple(step for step in free.trace if step.block_start <= block)
+    as_far = tuple(step for step in free.trace if step.block_start <= block)
+    assert decisions(stopped.trace) == decisions(as_far)
+
+
+def decisions(trace) -> list:
+    """What steps did; how sure they were, a GPU rounds as the company of a sequence has it."""
+    unsaid = {"confidences": (), "edited_confidences": (), "masked_confidences": ()}
+    return [replace(step, **unsaid) for step in trace]
 
 
 def test_min_tokens_holds_stop_tokens_back_from_edits_too(golden_sdar) -> None:
