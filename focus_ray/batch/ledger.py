@@ -88,6 +88,7 @@ class Ledger:
             if name not in named:
                 folder.delete(name)
         self._done: dict[int, LineRanges] = {}
+        self._counts: Counter[str] = Counter()
         for shard in self.shards:
             self._mark(shard)
 
@@ -106,10 +107,7 @@ class Ledger:
     @property
     def counts(self) -> dict[str, int]:
         """Tokens and steps of all records."""
-        total: Counter[str] = Counter()
-        for shard in self.shards:
-            total.update(shard.counts)
-        return dict(total)
+        return dict(self._counts)
 
     def done(self, file: int) -> LineRanges:
         """Lines of an input file that have a record."""
@@ -192,6 +190,7 @@ class Ledger:
         return place[1] in self.done(place[0])
 
     def _mark(self, shard: Shard) -> None:
+        self._counts.update(shard.counts)
         for file, ranges in shard.lines.items():
             self._done[file] = self.done(file) | LineRanges(ranges)
 

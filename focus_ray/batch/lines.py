@@ -79,17 +79,7 @@ def parse_line(
     Raises:
         RequestRejected: saying what is wrong with it, by the names that it uses.
     """
-    return parse_fields(_object(raw), fallback_id, defaults)
-
-
-def parse_fields(
-    line: Mapping[str, Any], fallback_id: str, defaults: Mapping[str, Any] | None = None
-) -> BatchRequest:
-    """As ``parse_line``, of a line that has been read already, such as a row of a table.
-
-    Columns that hold nothing count as absent.
-    """
-    line = {key: value for key, value in line.items() if value is not None}
+    line = {key: value for key, value in _object(raw).items() if value is not None}
     if line.keys() & {"method", "url", "body"}:
         whole = parse_body(RequestLine, _dumped(line))
         asked = whole.custom_id, str(whole.url), whole.body

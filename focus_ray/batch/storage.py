@@ -11,7 +11,7 @@ import posixpath
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import fsspec  # type: ignore[import-untyped]
 from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
@@ -33,13 +33,7 @@ class Folder:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        try:
-            self._files, root = fsspec.core.url_to_fs(os.path.expanduser(url))
-        except (ImportError, ValueError) as error:
-            kind = url.split("://")[0]
-            package = PACKAGES.get(kind)
-            remedy = f"pip install {package}" if package else "use a path, s3://, gs:// or abfs://"
-            raise ValueError(f"{url!r} cannot be opened ({error}); {remedy}") from None
+        self._files, root = opened(url)
         self._root = root.rstrip("/") or "/"
         self._is_local = isinstance(self._files, LocalFileSystem)
 
@@ -93,6 +87,21 @@ class Folder:
         if name.startswith("/") or ".." in name.split("/"):
             raise ValueError(f"{name!r} is not a name below {self.url}")
         return posixpath.join(self._root, name)
+
+
+def opened(url: str) -> tuple[Any, str]:
+    """The file system of an URL, and the path that it has there.
+
+    Raises:
+        ValueError: the URL's kind is unknown, or its package is not installed.
+    """
+    try:
+        files, path = fsspec.core.url_to_fs(os.path.expanduser(url))
+    except (ImportError, ValueError) as error:
+        package = PACKAGES.get(url.split("://")[0])
+        remedy = f"pip install {package}" if package else "use a path, s3://, gs:// or abfs://"
+        raise ValueError(f"{url!r} cannot be opened ({error}); {remedy}") from None
+    return files, path
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from focus_ray import __version__
-from focus_ray.cli import bench, chat, doctor, generate, serve, status, trace
+from focus_ray.cli import batch, bench, chat, doctor, generate, serve, status, trace
 
 app = typer.Typer(
     help="Serve block-diffusion language models.",
@@ -26,6 +26,7 @@ for command in (
     doctor.doctor,
 ):
     app.command()(command)
+app.add_typer(batch.batch, name="batch")
 app.add_typer(bench.bench, name="bench")
 
 

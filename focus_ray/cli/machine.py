@@ -174,7 +174,8 @@ def _model(name: str) -> Iterator[Finding]:
 
 
 def _port(port: int) -> Iterator[Finding]:
-    from focus_ray.serve.local import StartFailed, refuse_taken_port
+    from focus_ray.cluster.local_ray import StartFailed
+    from focus_ray.serve.local import refuse_taken_port
 
     try:
         refuse_taken_port("127.0.0.1", port)

@@ -5,19 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import secrets
-import shutil
-import signal
 import socket
-import sys
-import tempfile
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, cast
 
-from focus_ray.errors import CheckpointError, FocusRayError
+from focus_ray.cluster.local_ray import StartFailed, local_ray
+from focus_ray.errors import CheckpointError
 from focus_ray.serve.logs import level_of, serve_logging
 from focus_ray.serve.placing import place
 
@@ -30,17 +24,10 @@ if TYPE_CHECKING:
 
 # Chunks of text travel inline; the store only has to exist.
 OBJECT_STORE_BYTES = 128 * 2**20
-# Ray's sockets lie some 70 characters below its folder, and a socket's path ends at 107.
-MAX_TEMP_DIR_CHARS = 40
-SIGNAL_PERIOD_S = 0.1
 # Their messages were written for users and need no name in front.
 ERRORS_IN_WORDS = {CheckpointError.__name__, ValueError.__name__}
 # States of a deployment in which requests are answered.
 SERVING = {"HEALTHY", "UPSCALING", "DOWNSCALING"}
-
-
-class StartFailed(FocusRayError):
-    """The server did not start; the message holds the reason and nothing else."""
 
 
 class LocalServer:
@@ -83,7 +70,15 @@ class LocalServer:
         refuse_taken_port(self._host, self._port)
         level_of(os.environ)  # before an engine starts, which asks for it, too
         with self._cleanup:
-            self._start_ray()
+            self._tell("starting Ray")
+            self._cleanup.enter_context(
+                local_ray(
+                    object_store_bytes=OBJECT_STORE_BYTES,
+                    environment=environment(),
+                    dashboard=self._dashboard,
+                    temp_dir=self._temp_dir,
+                )
+            )
             self._start_application()
             self._cleanup = self._cleanup.pop_all()
         return self
@@ -135,44 +130,6 @@ class LocalServer:
             return next(iter(reasons.values()), None)
         return "; ".join(f"{name}: {reason}" for name, reason in reasons.items()) or None
 
-    def _start_ray(self) -> None:
-        self._tell("starting Ray")
-        temp_dir = self._temp_dir or self._cleanup.enter_context(_short_temp_dir())
-        temp_dir.mkdir(parents=True, exist_ok=True)
-        if "ray" not in sys.modules:  # it reads some of these when it is imported
-            for name, value in environment().items():
-                os.environ.setdefault(name, value)
-        import ray
-
-        logging.getLogger("ray").setLevel(logging.ERROR)
-        # Ray's processes die with the thread that starts them, so this one lives to the end. It is
-        # not the main one, because half a start cannot be undone: a signal that interrupts us here
-        # finds the other half waited for.
-        starter = self._cleanup.enter_context(ThreadPoolExecutor(1))
-        self._cleanup.callback(ray.shutdown)
-        # Ray puts the driver's folder at the front of every worker's path. In a checkout of this
-        # project that would hide the package `kernels` which transformers looks for.
-        with contextlib.chdir(temp_dir):
-            start = starter.submit(
-                ray.init,
-                address="local",
-                include_dashboard=self._dashboard,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                object_store_memory=OBJECT_STORE_BYTES,
-                _temp_dir=str(temp_dir),
-            )
-            self._cleanup.callback(wait, [start])
-            while not start.done():
-                wait([start], timeout=SIGNAL_PERIOD_S)
-                _take_back_sigterm()
-            try:
-                start.result()
-            except (
-                Exception
-            ) as error:  # whatever keeps Ray from starting, its words are all there is
-                raise StartFailed(f"Ray did not start: {error}") from error
-
     def _start_application(self) -> None:
         from ray import serve
 
@@ -215,22 +172,17 @@ class LocalServer:
 
 
 def environment() -> dict[str, str]:
-    """What Ray must find in the environment, unless the user says otherwise.
+    """What Serve must find in the environment, unless the user says otherwise.
 
-    A token of this run's own keeps other users of the machine from running code through Ray's
-    ports, and leaves no file in the home folder. The rest is what streaming costs: with one event
-    loop per process, and chunks that come by gRPC, a third of what it does by Ray's defaults
-    (``benchmarks/http_overhead.py``). Serve's own switch for this has more to it.
+    This is what streaming costs: with one event loop per process, and chunks that come by gRPC, a
+    third of what it does by Ray's defaults (``benchmarks/http_overhead.py``). Serve's own switch
+    for this has more to it.
     """
     return {
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
         "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
         "RAY_SERVE_PROXY_USE_GRPC": "1",
         "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
-        "RAY_worker_niceness": "0",  # engines are not background work
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_SERVE_LOG_TO_STDERR": "0",
     }
 
@@ -267,21 +219,3 @@ def reason_of(message: str) -> str:
         return "\n".join(rest[start:])
     name = name.rpartition(".")[2]
     return words if name in ERRORS_IN_WORDS else f"{name}: {words}"
-
-
-def _take_back_sigterm() -> None:
-    """Ray's core puts a handler of its own, which aborts the process, in the program's place."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
-
-
-@contextlib.contextmanager
-def _short_temp_dir() -> Iterator[Path]:
-    base = tempfile.gettempdir()
-    folder = tempfile.mkdtemp(
-        prefix="focus-ray-", dir=base if len(base) <= MAX_TEMP_DIR_CHARS else "/tmp"
-    )
-    try:
-        yield Path(folder)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

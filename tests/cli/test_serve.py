@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 from focus_ray.cli import app
 from focus_ray.cli import serve as serve_module
 from focus_ray.cli.signals import until_stopped
+from focus_ray.cluster.local_ray import StartFailed
 from focus_ray.openai.messages import ModelInfo
-from focus_ray.serve.local import StartFailed
 
 runner = CliRunner()
 

@@ -15,9 +15,10 @@ import httpx
 import openai
 import pytest
 
+from focus_ray.cluster.local_ray import StartFailed
 from focus_ray.config import EngineConfig
 from focus_ray.serve.args import ServeArgs
-from focus_ray.serve.local import LocalServer, StartFailed, reason_of, refuse_taken_port
+from focus_ray.serve.local import LocalServer, reason_of, refuse_taken_port
 
 pytestmark = pytest.mark.timeout(300)
 

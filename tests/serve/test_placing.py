@@ -61,5 +61,5 @@ def test_one_model(args, cluster, device, num_cpus, num_gpus):
 
 def test_models_share_the_cores():
     models = [ModelArgs(num_replicas=3), ModelArgs(engine=EngineConfig(device="cpu"))]
-    assert [placed.num_cpus for placed in place(models, CPUS)] == [2.0, 2.0]
+    assert [placed.rank.num_cpus for placed in place(models, CPUS)] == [2.0, 2.0]
     assert [placed.num_ranks for placed in place(models, CPUS)] == [3, 1]
