@@ -94,6 +94,15 @@ def parse_line(
     return BatchRequest(custom_id, url, body)
 
 
+def request_line(raw: bytes) -> RequestLine:
+    """Check that a line is one of the Batch API, and no more: what is in its body comes later.
+
+    Raises:
+        RequestRejected: naming the field.
+    """
+    return parse_body(RequestLine, _dumped(_object(raw)))
+
+
 def custom_id_of(raw: bytes) -> str | None:
     """The name of a line that may be wrong in other ways; None where it cannot be told."""
     try:

@@ -37,6 +37,10 @@ class Folder:
         self._root = root.rstrip("/") or "/"
         self._is_local = isinstance(self._files, LocalFileSystem)
 
+    def below(self, name: str) -> Folder:
+        """A folder within this one."""
+        return Folder(f"{self.url.rstrip('/')}/{self._checked(name)}")
+
     def read(self, name: str) -> bytes:
         """Raises FileNotFoundError."""
         return cast(bytes, self._files.cat_file(self._path(name)))
@@ -84,9 +88,12 @@ class Folder:
             self._files.rm_file(self._path(name))
 
     def _path(self, name: str) -> str:
+        return posixpath.join(self._root, self._checked(name))
+
+    def _checked(self, name: str) -> str:
         if name.startswith("/") or ".." in name.split("/"):
             raise ValueError(f"{name!r} is not a name below {self.url}")
-        return posixpath.join(self._root, name)
+        return name
 
 
 def opened(url: str) -> tuple[Any, str]:

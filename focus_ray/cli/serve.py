@@ -51,6 +51,13 @@ def serve(
             show_default="power_of_two",
         ),
     ] = None,
+    batch_storage: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder or URL for files and batches of the Batch API.",
+            show_default="~/.local/share/focus-ray/batches/PORT",
+        ),
+    ] = None,
     config: Annotated[
         Path | None,
         typer.Option(help="YAML file that says what is served: several models, autoscaling."),
@@ -81,6 +88,7 @@ def serve(
             "served_model_name": served_model_name,
             "num_replicas": num_replicas,
             "router": router,
+            "batch_storage": batch_storage,
         }
         given = {name: value for name, value in fields.items() if value}
         if config is None:

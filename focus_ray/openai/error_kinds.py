@@ -19,6 +19,13 @@ class ModelNotFound(RequestRejected):
         )
 
 
+class NoSuchObject(RequestRejected):
+    """There is no file or batch of this id, or it belongs to somebody else."""
+
+    def __init__(self, kind: str, object_id: str) -> None:
+        super().__init__(f"No such {kind}: {shortened(object_id)!r}", "id")
+
+
 class BodyTooLarge(RequestRejected):
     """The request body is longer than this server reads."""
 
@@ -43,6 +50,7 @@ class ErrorKind:
 # The first class an error is an instance of decides.
 TABLE: dict[type[Exception], ErrorKind] = {
     ModelNotFound: ErrorKind(404, "invalid_request_error", "model_not_found"),
+    NoSuchObject: ErrorKind(404, "invalid_request_error", "not_found"),
     BodyTooLarge: ErrorKind(413, "invalid_request_error", "body_too_large"),
     UnsupportedMediaType: ErrorKind(415, "invalid_request_error", "unsupported_media_type"),
     Unauthorized: ErrorKind(401, "authentication_error", "invalid_api_key"),

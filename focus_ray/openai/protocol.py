@@ -244,3 +244,15 @@ class DetokenizeRequest(StrictModel):
 
     model: str | None = Field(None, description="Served model name; absent: the served one.")
     tokens: Listed[TokenId]
+
+
+class BatchCreateRequest(StrictModel):
+    """Body of ``POST /v1/batches``."""
+
+    input_file_id: str
+    endpoint: Literal["/v1/chat/completions", "/v1/completions"]
+    completion_window: Literal["24h"]
+    metadata: Annotated[dict[str, str], Field(max_length=16)] | None = Field(
+        None, description="Up to 16 pairs, given back."
+    )
+    output_expires_after: Annotated[Any, neutral()] = Field(None, description="Only null.")

@@ -182,3 +182,82 @@ class DetokenizeReply(Reply):
 
 class VersionReply(Reply):
     version: str
+
+
+class FileReply(Reply):
+    """A file of the Files API."""
+
+    id: str
+    object: Literal["file"]
+    bytes: int
+    created_at: int
+    filename: str
+    purpose: str
+    status: Literal["processed"]
+
+
+class FileList(Reply):
+    object: Literal["list"]
+    data: list[FileReply]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class FileDeleted(Reply):
+    id: str
+    object: Literal["file"]
+    deleted: Literal[True]
+
+
+class BatchErrorEntry(Reply):
+    """What is wrong with a batch's input as a whole, or with a line of it."""
+
+    code: str
+    message: str
+    line: int | None
+    param: str | None
+
+
+class BatchErrors(Reply):
+    object: Literal["list"]
+    data: list[BatchErrorEntry]
+
+
+class BatchCounts(Reply):
+    total: int
+    completed: int
+    failed: int
+
+
+class BatchReply(Reply):
+    """A batch of the Batch API; times are seconds since the epoch."""
+
+    id: str
+    object: Literal["batch"]
+    endpoint: str
+    errors: BatchErrors | None
+    input_file_id: str
+    completion_window: str
+    status: str
+    output_file_id: str | None
+    error_file_id: str | None
+    created_at: int
+    in_progress_at: int | None
+    expires_at: int
+    finalizing_at: int | None
+    completed_at: int | None
+    failed_at: int | None
+    expired_at: int | None
+    cancelling_at: int | None
+    cancelled_at: int | None
+    request_counts: BatchCounts
+    metadata: dict[str, str] | None
+
+
+class BatchList(Reply):
+    object: Literal["list"]
+    data: list[BatchReply]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool

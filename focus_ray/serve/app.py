@@ -6,6 +6,7 @@ process steps, an ingress process parses, streams and waits.
 
 # No ``from __future__ import annotations``: Serve wants a class in ``build``'s signature.
 
+import asyncio
 import contextlib
 import os
 from collections.abc import Sequence
@@ -17,12 +18,14 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.handle import DeploymentHandle
 
+from focus_ray.batch.storage import Folder
 from focus_ray.cluster.engine_start import start_engine
 from focus_ray.cluster.placement import placement
 from focus_ray.config import EngineConfig
 from focus_ray.openai.text_engine import EngineFactory
 from focus_ray.serve.args import ServeArgs
 from focus_ray.serve.autoscaling import OccupancyPolicy
+from focus_ray.serve.batch_runner import BatchRunner
 from focus_ray.serve.handover import HandoverClient
 from focus_ray.serve.ingress import IngressSettings, create_app
 from focus_ray.serve.logs import log_through_serve
@@ -32,7 +35,7 @@ from focus_ray.serve.placing import Placed, place
 from focus_ray.serve.ray_client import RayEngineClient
 from focus_ray.serve.replica import Replica
 from focus_ray.serve.router import router_config
-from focus_ray.serve.served_models import ServedModel
+from focus_ray.serve.served_models import ServedModel, ServedModels
 
 APP_NAME = "focus-ray"
 # Calls besides generation that a full engine must still answer: tokenize, models.
@@ -75,8 +78,10 @@ class IngressDeployment:
         engines: Sequence[DeploymentHandle[Any]],
         places_per_engine: Sequence[int],
         settings: IngressSettings,
+        batches: DeploymentHandle[Any] | None = None,
     ) -> None:
         log_through_serve(os.environ)
+        self._batches = batches  # never called: what Serve deploys is what somebody is bound to
         self._models = list(zip(names, engines, places_per_engine, strict=True))
         self._settings = settings
         self._name = serve.get_replica_context().replica_id.unique_id
@@ -89,6 +94,31 @@ class IngressDeployment:
     ) -> ServedModel:
         client = HandoverClient(RayEngineClient(engines), self._settings.max_handovers)
         return ServedModel(names, OverloadGuard(client, places_per_engine, names[0], self._name))
+
+
+class BatchDeployment:
+    """Runs batches, beside the ingress; it holds nothing that is not in storage."""
+
+    def __init__(
+        self,
+        names: Sequence[tuple[str, ...]],
+        engines: Sequence[DeploymentHandle[Any]],
+        folder: str,
+        places_per_engine: int,
+        max_handovers: int,
+    ) -> None:
+        log_through_serve(os.environ)
+        models = [
+            ServedModel(each, HandoverClient(RayEngineClient(handle), max_handovers))
+            for each, handle in zip(names, engines, strict=True)
+        ]
+        self._runner = BatchRunner(Folder(folder), ServedModels(models), places_per_engine)
+        self._task = asyncio.get_event_loop().create_task(self._runner.run())
+
+    async def check_health(self) -> None:
+        """Serve replaces this replica when it raises."""
+        if self._task.done():
+            self._task.result()
 
 
 def build(args: ServeArgs) -> serve.Application:
@@ -115,7 +145,15 @@ def build_with(args: ServeArgs, engine_factory: EngineFactory) -> serve.Applicat
     )(IngressDeployment)
     names = [model.names for model in args.served]
     places = [_places(model) for model in args.served]
-    return ingress.bind(names, engines, places, args.settings(os.environ))
+    settings = args.settings(os.environ)
+    if args.batch_storage is None:
+        return ingress.bind(names, engines, places, settings)
+    batches = serve.deployment(
+        name="batches", num_replicas=1, ray_actor_options={"num_cpus": 0}, max_surge_percent=0
+    )(BatchDeployment)
+    share = max(1, int(args.batch_share * min(each.engine.max_num_seqs for each in args.served)))
+    runner = batches.bind(names, engines, args.batch_storage, share, args.max_handovers)
+    return ingress.bind(names, engines, places, settings, runner)
 
 
 def _engines(name: str, placed: Placed, engine_factory: EngineFactory) -> serve.Application:

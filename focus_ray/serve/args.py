@@ -52,6 +52,20 @@ class ServeArgs(ModelArgs):
         (), description="The same as SHA-256 in hexadecimal digits."
     )
     max_body_bytes: PositiveInt = Field(16 * 2**20, description="Longest request body.")
+    batch_storage: str | None = Field(
+        "~/.local/share/focus-ray/batches",
+        description="Folder or URL of the Batch API's files, of this server alone and seen by all "
+        "its nodes; null: no Batch API.",
+    )
+    max_batch_file_bytes: PositiveInt = Field(
+        200 * 2**20, description="Longest file that may be uploaded."
+    )
+    batch_share: float = Field(
+        0.5,
+        gt=0.0,
+        le=1.0,
+        description="Share of the engines' places that batches may take of interactive requests.",
+    )
     max_handovers: NonNegativeInt = Field(
         3,
         description="How often a request whose engine dies is continued by another one; 0: never.",
@@ -95,6 +109,8 @@ class ServeArgs(ModelArgs):
             api_key_hashes=accepted_hashes(self.api_keys, self.api_key_hashes, environment),
             max_body_bytes=self.max_body_bytes,
             max_handovers=self.max_handovers,
+            batch_storage=self.batch_storage,
+            max_batch_file_bytes=self.max_batch_file_bytes,
         )
 
     @model_validator(mode="after")

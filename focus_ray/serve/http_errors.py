@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 
-from focus_ray.errors import EngineDead, EngineOverloaded
+from focus_ray.errors import EngineDead, EngineOverloaded, RequestRejected
 from focus_ray.openai.error_kinds import TABLE, Unauthorized, body_of, kind_of
 from focus_ray.openai.replies import ErrorBody, ErrorReply
+from focus_ray.openai.strict import shortened
 from focus_ray.serve.request_record import CLIENT_CLOSED_REQUEST, record_of
 
 # How long clients wait for an engine that died: about what a replica's replacement takes.
@@ -37,6 +39,13 @@ def install(app: FastAPI) -> None:
         record_of(request).error = kind_of(error).code
         return response_of(error)
 
+    async def on_bad_query(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        first = error.errors()[0]
+        name = str(first["loc"][-1])
+        message = f"{name}: {first['msg'].lower()}, got {shortened(repr(first['input']))}"
+        return await on_error(request, RequestRejected(message, name))
+
     async def on_disconnect(request: Request, error: Exception) -> Response:
         return Response(status_code=CLIENT_CLOSED_REQUEST)  # nobody reads it
 
@@ -59,5 +68,6 @@ def install(app: FastAPI) -> None:
 
     for kind in TABLE:
         app.add_exception_handler(kind, on_error)
+    app.add_exception_handler(RequestValidationError, on_bad_query)
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(ClientDisconnect, on_disconnect)

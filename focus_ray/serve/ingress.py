@@ -12,8 +12,10 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from focus_ray import __version__
+from focus_ray.batch.storage import Folder
 from focus_ray.openai.error_kinds import Unauthorized
 from focus_ray.openai.protocol import (
+    BatchCreateRequest,
     ChatCompletionRequest,
     CompletionRequest,
     DetokenizeRequest,
@@ -29,10 +31,12 @@ from focus_ray.openai.replies import (
     VersionReply,
     now,
 )
+from focus_ray.openai.strict import StrictModel
 from focus_ray.openai.tasks import chat_task, completion_task
 from focus_ray.serve import http_errors
 from focus_ray.serve.answering import answer
-from focus_ray.serve.api_keys import is_accepted
+from focus_ray.serve.api_keys import hash_of, is_accepted
+from focus_ray.serve.batches import BatchRoutes
 from focus_ray.serve.bodies import add_schemas, describe_body, describe_errors, read_body
 from focus_ray.serve.cluster_view import ClusterView, ModelView, view_of
 from focus_ray.serve.metrics import as_text, merge_families
@@ -43,6 +47,29 @@ from focus_ray.serve.served_models import ServedModel, ServedModels
 SESSION_HEADER = "X-Session-Id"
 CHAT_EXAMPLE = {"messages": [{"role": "user", "content": "What is 17 + 25?"}], "max_tokens": 128}
 COMPLETION_EXAMPLE = {"prompt": "17 + 25 =", "max_tokens": 32}
+BATCH_EXAMPLE = {
+    "input_file_id": "file-0123456789abcdef01234567",
+    "endpoint": "/v1/chat/completions",
+    "completion_window": "24h",
+}
+# What a route says to OpenAPI about a form that it reads by itself.
+UPLOAD: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file", "purpose"],
+                    "properties": {
+                        "file": {"type": "string", "format": "binary"},
+                        "purpose": {"type": "string", "enum": ["batch"]},
+                    },
+                }
+            }
+        },
+    }
+}
 
 
 class IngressSettings(BaseModel):
@@ -59,6 +86,10 @@ class IngressSettings(BaseModel):
         description="How often a request whose engine dies is continued by another one; 0: never.",
     )
     health_timeout_s: PositiveFloat = Field(10.0, description="Wait for an engine's answer.")
+    batch_storage: str | None = Field(
+        None, description="Folder or URL of batches; None: no batches."
+    )
+    max_batch_file_bytes: PositiveInt = Field(200 * 2**20, description="Longest uploaded file.")
 
 
 class Ingress:
@@ -163,6 +194,12 @@ class Ingress:
             max_model_len=(await model.describe()).max_model_len,
         )
 
+    def owner_of(self, request: Request) -> str | None:
+        """Whose files and batches a request may see: those of its key, where there are keys."""
+        if not self._settings.api_key_hashes:
+            return None
+        return hash_of(request.headers.get("authorization", "").partition(" ")[2])
+
 
 def create_app(models: Sequence[ServedModel], settings: IngressSettings) -> FastAPI:
     """The ASGI application over the served models."""
@@ -172,7 +209,22 @@ def create_app(models: Sequence[ServedModel], settings: IngressSettings) -> Fast
     http_errors.install(app)
     app.include_router(_guarded(ingress))
     app.include_router(_open(ingress))
-    add_schemas(app, ChatCompletionRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest)
+    bodies: list[type[StrictModel]] = [
+        ChatCompletionRequest,
+        CompletionRequest,
+        TokenizeRequest,
+        DetokenizeRequest,
+    ]
+    if settings.batch_storage is not None:
+        batches = BatchRoutes(
+            Folder(settings.batch_storage),
+            ingress.owner_of,
+            settings.max_batch_file_bytes,
+            settings.max_body_bytes,
+        )
+        app.include_router(_batches(ingress, batches))
+        bodies.append(BatchCreateRequest)
+    add_schemas(app, *bodies)
     return app
 
 
@@ -216,6 +268,26 @@ def _guarded(ingress: Ingress) -> APIRouter:
     router.add_api_route(
         "/v1/models/{model_id:path}", ingress.model, responses=describe_errors(401, 404, 503)
     )
+    return router
+
+
+def _batches(ingress: Ingress, batches: BatchRoutes) -> APIRouter:
+    refusals = describe_errors(400, 401, 404, 413)
+    router = APIRouter(dependencies=[Depends(ingress.check_key)])
+    for method, path, handler, extra in (
+        ("POST", "/v1/files", batches.upload, UPLOAD),
+        ("GET", "/v1/files", batches.files, None),
+        ("GET", "/v1/files/{file_id}", batches.file, None),
+        ("DELETE", "/v1/files/{file_id}", batches.delete, None),
+        ("GET", "/v1/files/{file_id}/content", batches.content, None),
+        ("POST", "/v1/batches", batches.create, describe_body(BatchCreateRequest, BATCH_EXAMPLE)),
+        ("GET", "/v1/batches", batches.batches, None),
+        ("GET", "/v1/batches/{batch_id}", batches.batch, None),
+        ("POST", "/v1/batches/{batch_id}/cancel", batches.cancel, None),
+    ):
+        router.add_api_route(
+            path, handler, methods=[method], responses=refusals, openapi_extra=extra
+        )
     return router
 
 

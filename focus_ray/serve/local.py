@@ -147,11 +147,18 @@ class LocalServer:
         models = ", ".join(model.engine.model for model in self._args.served)
         self._tell(f"loading {models}")
         self._refuse_missing_resources()
-        application = build_with(self._args, self._engine_factory or start_engine)
+        application = build_with(self._with_folder(), self._engine_factory or start_engine)
         try:
             serve.run(application, name=APP_NAME, logging_config=quiet)
         except RuntimeError as error:
             raise StartFailed(self.trouble() or str(error)) from None
+
+    def _with_folder(self) -> ServeArgs:
+        """Batches in a folder of this server's own: another one may run on another port."""
+        if "batch_storage" in self._args.model_fields_set or self._args.batch_storage is None:
+            return self._args
+        folder = f"{self._args.batch_storage}/{self._port}"
+        return self._args.model_copy(update={"batch_storage": folder})
 
     def _refuse_missing_resources(self) -> None:
         """Ray would wait for them, but nobody will plug them in."""

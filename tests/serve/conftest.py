@@ -248,6 +248,17 @@ def mortal_server() -> Iterator[Server]:
     yield from serving(FakeEngine())
 
 
+@pytest.fixture(scope="package")
+def serving_of():
+    """Servers with settings of their own."""
+    return lambda **settings: serving(FakeEngine(), **settings)
+
+
+@pytest.fixture(scope="package")
+def fake_engine():
+    return FakeEngine
+
+
 @pytest.fixture(scope="module")
 def tokenless_server() -> Iterator[Server]:
     yield from serving(FakeEngine(tokenizer=None))

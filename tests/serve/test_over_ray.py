@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -36,6 +37,7 @@ def local(fake_engine_factory, free_port, temp_dir):
     args = ServeArgs(
         served_model_name=("fake",),
         engine=EngineConfig(max_num_seqs=4, max_num_waiting=12),
+        batch_storage=str(temp_dir / "batches"),
         max_handovers=0,  # errors are to be seen as they are; test_handover_over_ray.py has others
     )
     stages: list[str] = []
@@ -89,6 +91,38 @@ def test_what_keeps_ray_from_starting_is_said(free_port, temp_dir):
     server = LocalServer(ServeArgs(), "127.0.0.1", free_port, temp_dir=too_long)
     with pytest.raises(StartFailed, match=r"Ray did not start: .*length"), server:
         raise AssertionError("it started")
+
+
+def test_a_batch_is_run_and_another_is_cancelled(local):
+    def upload(*texts):
+        lines = [
+            {
+                "custom_id": f"n{number}",
+                "method": "POST",
+                "url": "/v1/completions",
+                "body": {"model": "fake", "prompt": text, "max_tokens": 60},
+            }
+            for number, text in enumerate(texts)
+        ]
+        content = "".join(f"{json.dumps(line)}\n" for line in lines).encode()
+        file = client.files.create(file=("in.jsonl", content), purpose="batch")
+        return client.batches.create(
+            input_file_id=file.id, endpoint="/v1/completions", completion_window="24h"
+        )
+
+    with openai.OpenAI(base_url=f"{local.url}/v1", api_key="unused") as client:
+        batch, other = upload("hello", "bye", "too " * 2000), upload(*["forever"] * 400)
+        wait_until(lambda: client.batches.retrieve(batch.id).status == "completed", 60)
+        client.batches.cancel(other.id)
+        batch = client.batches.retrieve(batch.id)
+        text = client.files.content(batch.output_file_id).text
+        answers = {each["custom_id"]: each for each in map(json.loads, text.splitlines())}
+        assert answers["n0"]["response"]["body"]["choices"][0]["text"] == "hello"
+        assert sorted(answers) == ["n0", "n1"]
+        error = json.loads(client.files.content(batch.error_file_id).text)
+        assert (error["custom_id"], error["response"]["status_code"]) == ("n2", 400)
+        wait_until(lambda: client.batches.retrieve(other.id).status == "cancelled", 30)
+    wait_until(lambda: gauge(local, "num_requests_running") == 0, 10)
 
 
 def test_official_client(local):

@@ -1,0 +1,110 @@
+"""Uploaded and produced files, each with a description, in a folder."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO
+
+from pydantic import BaseModel, ConfigDict
+
+from focus_ray.batch.storage import Folder
+from focus_ray.openai.error_kinds import NoSuchObject
+
+_ID = re.compile(r"file-[0-9a-f]{24}")
+
+
+class StoredFile(BaseModel):
+    """What is known of a file.
+
+    Args:
+        owner: hash of the key that brought it; None where there are no keys.
+        size: bytes.
+        created: seconds since the epoch.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    filename: str
+    purpose: str
+    owner: str | None
+    size: int
+    created: int
+
+
+class FileStore:
+    """All files of a server, in ``files/`` of its folder."""
+
+    def __init__(self, folder: Folder) -> None:
+        self._folder = folder
+
+    def add(self, content: BinaryIO, filename: str, purpose: str, owner: str | None) -> StoredFile:
+        """Keep what can be read from ``content``; it is there as a whole or not at all."""
+        with self.adding(filename, purpose, owner) as file:
+            shutil.copyfileobj(content, file)
+        return self.newest
+
+    @contextmanager
+    def adding(self, filename: str, purpose: str, owner: str | None) -> Iterator[BinaryIO]:
+        """A new file, to be written piece by piece; ``newest`` describes it afterwards."""
+        file_id = f"file-{secrets.token_hex(12)}"
+        with self._folder.writing(_content(file_id)) as file:
+            yield file
+        self._newest = StoredFile(
+            id=file_id,
+            filename=filename,
+            purpose=purpose,
+            owner=owner,
+            size=self._folder.size(_content(file_id)),
+            created=int(time.time()),
+        )
+        self._folder.write(_about(file_id), self._newest.model_dump_json().encode())
+
+    @property
+    def newest(self) -> StoredFile:
+        """The file that was added last."""
+        return self._newest
+
+    def get(self, file_id: str, owner: str | None) -> StoredFile:
+        """Raises NoSuchObject, also of files of others."""
+        if _ID.fullmatch(file_id):
+            try:
+                file = StoredFile.model_validate_json(self._folder.read(_about(file_id)))
+            except FileNotFoundError:
+                pass
+            else:
+                if file.owner == owner:
+                    return file
+        raise NoSuchObject("file", file_id)
+
+    def list(self, owner: str | None) -> list[StoredFile]:
+        """All files of an owner, the newest first."""
+        names = [name for name in self._folder.names("files") if name.endswith("/about.json")]
+        found = (StoredFile.model_validate_json(self._folder.read(name)) for name in names)
+        mine = [file for file in found if file.owner == owner]
+        return sorted(mine, key=lambda file: (file.created, file.id), reverse=True)
+
+    @contextmanager
+    def reading(self, file_id: str) -> Iterator[BinaryIO]:
+        """The content of a file that was found."""
+        with self._folder.reading(_content(file_id)) as file:
+            yield file
+
+    def delete(self, file_id: str, owner: str | None) -> None:
+        """Raises NoSuchObject."""
+        self.get(file_id, owner)
+        self._folder.delete(_about(file_id))
+        self._folder.delete(_content(file_id))
+
+
+def _about(file_id: str) -> str:
+    return f"files/{file_id}/about.json"
+
+
+def _content(file_id: str) -> str:
+    return f"files/{file_id}/content"

@@ -1,0 +1,272 @@
+"""The Batch API over the routes and the scripted engine, with the unmodified client."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import threading
+import time
+
+import openai
+import pytest
+
+from focus_ray.batch.batch_store import BatchStore
+from focus_ray.batch.storage import Folder
+from focus_ray.config import EngineConfig
+from focus_ray.serve import batch_runner
+from focus_ray.serve.api_keys import hash_of
+from focus_ray.serve.batch_runner import BatchRunner
+from focus_ray.serve.replica import Replica
+from focus_ray.serve.served_models import ServedModel, ServedModels
+
+CHAT = "/v1/chat/completions"
+
+
+def line(name, text="hello", url=CHAT, **fields):
+    body = {"messages": [{"role": "user", "content": text}], **fields}
+    return {"custom_id": name, "method": "POST", "url": url, "body": body}
+
+
+def lines(*objects):
+    return "".join(f"{json.dumps(each)}\n" for each in objects).encode()
+
+
+class Runner:
+    """Runs batches of a folder in a thread of its own, until it is killed."""
+
+    def __init__(self, folder, engine, places=4):
+        self.engine = engine
+        replica = Replica(EngineConfig(), "fake", engine_factory=lambda config: engine)
+        models = ServedModels([ServedModel(("fake",), replica)])
+        self._runner = BatchRunner(Folder(folder), models, places)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def kill(self):
+        """All at once, in the middle of whatever it does."""
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._stop)
+            self._thread.join()
+
+    def _stop(self):
+        for task in asyncio.all_tasks(self._loop):
+            task.cancel()
+
+    def _run(self):
+        runner = asyncio.Runner(loop_factory=lambda: self._loop)
+        with runner, contextlib.suppress(asyncio.CancelledError):
+            runner.run(self._runner.run())
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    for name in ("POLL_S", "COMMIT_EVERY_S", "ENGINE_RETRY_S"):
+        monkeypatch.setattr(batch_runner, name, 0.05)
+
+
+@pytest.fixture
+def served(tmp_path, serving_of):
+    """Routes with batches; the runner is started by the test."""
+    yield from serving_of(batch_storage=str(tmp_path), max_batch_file_bytes=20_000)
+
+
+@pytest.fixture
+def client(served):
+    with served.openai as client:
+        yield client
+
+
+@pytest.fixture
+def runners(tmp_path, fake_engine):
+    started = []
+
+    def start(**options):
+        started.append(Runner(str(tmp_path), fake_engine(), **options))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.kill()
+
+
+def create(client, content, endpoint=CHAT):
+    file = client.files.create(file=("in.jsonl", content), purpose="batch")
+    return client.batches.create(
+        input_file_id=file.id, endpoint=endpoint, completion_window="24h", metadata={"a": "b"}
+    )
+
+
+def wait(client, batch, *statuses, timeout_s=20):
+    end = time.monotonic() + timeout_s
+    while (batch := client.batches.retrieve(batch.id)).status not in statuses:
+        assert time.monotonic() < end, batch
+        time.sleep(0.02)
+    return batch
+
+
+def output(client, file_id):
+    return [json.loads(each) for each in client.files.content(file_id).text.splitlines()]
+
+
+def test_upload_create_poll_download(client, runners):
+    batch = create(
+        client,
+        lines(line("a"), line("b", "other", model="alias-not"), line("c", "bye", max_tokens=3)),
+    )
+    assert batch.status == "validating" and batch.metadata == {"a": "b"}
+    runners()
+    batch = wait(client, batch, "completed")
+    counts = batch.request_counts
+    assert (counts.total, counts.completed, counts.failed) == (3, 2, 1)
+    done = {each["custom_id"]: each for each in output(client, batch.output_file_id)}
+    assert sorted(done) == ["a", "c"]
+    body = done["a"]["response"]["body"]
+    assert done["a"]["response"]["status_code"] == 200 and done["a"]["error"] is None
+    assert body["choices"][0]["message"]["content"] == "<user>hello<assistant>"
+    assert done["c"]["response"]["body"]["usage"]["completion_tokens"] == 3
+    [failed] = output(client, batch.error_file_id)
+    assert failed["custom_id"] == "b" and failed["response"]["status_code"] == 404
+    assert batch.in_progress_at and batch.completed_at and batch.errors is None
+    assert [each.id for each in client.batches.list()] == [batch.id]
+    purposes = [file.purpose for file in client.files.list()]
+    assert sorted(purposes) == ["batch", "batch_output", "batch_output"]
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "at"),
+    [
+        pytest.param(b"{\n", "invalid_json_line", 1, id="no JSON"),
+        pytest.param(b"\n\n", "empty_file", None, id="nothing"),
+        pytest.param(lines(line("a"), line("a")), "duplicate_custom_id", 2, id="a name twice"),
+        pytest.param(
+            lines(line("a"), line("b", url="/v1/completions")), "mismatched_url", 2, id="a route"
+        ),
+        pytest.param(lines({"prompt": "x"}), "invalid_json_line", 1, id="another layout"),
+    ],
+)
+def test_a_file_that_is_no_batch_fails_with_line_and_reason(client, runners, content, code, at):
+    runners()
+    batch = wait(client, create(client, content), "failed")
+    assert [(error.code, error.line) for error in batch.errors.data] == [(code, at)]
+    assert batch.failed_at and batch.output_file_id is None
+
+
+def test_what_was_done_before_a_kill_is_not_done_again(client, runners):
+    names = [f"n{number}" for number in range(40)]
+    batch = create(client, lines(*(line(name, "word " * 8) for name in names)))
+    first = runners(places=2)
+    end = time.monotonic() + 20
+    while client.batches.retrieve(batch.id).request_counts.completed < 6:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    first.kill()
+    done = client.batches.retrieve(batch.id).request_counts.completed
+    assert 6 <= done < 40
+    second = runners()
+    batch = wait(client, batch, "completed")
+    found = [each["custom_id"] for each in output(client, batch.output_file_id)]
+    assert sorted(found) == sorted(names)
+    assert len(second.engine.requests) <= 40 - 6
+
+
+def test_cancelling_keeps_what_is_done(client, served, runners):
+    objects = [line("quick"), *(line(f"n{n}", "forever") for n in range(5))]
+    batch = create(client, lines(*objects))
+    runner = runners()
+    end = time.monotonic() + 20
+    while client.batches.retrieve(batch.id).request_counts.completed < 1:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    assert client.batches.cancel(batch.id).status == "cancelling"
+    batch = wait(client, batch, "cancelled")
+    assert [each["custom_id"] for each in output(client, batch.output_file_id)] == ["quick"]
+    served.steps_after(lambda: not runner.engine.running)
+    with pytest.raises(openai.BadRequestError, match="completed already"):
+        client.batches.cancel(wait(client, create(client, lines(line("a"))), "completed").id)
+
+
+def test_a_batch_whose_time_is_over_expires_with_what_is_done(client, runners, tmp_path):
+    batch = create(client, lines(line("a", "forever")))
+    store = BatchStore(Folder(str(tmp_path)))
+    asked = store.get(batch.id, None).model_copy(update={"expires": int(time.time()) - 1})
+    store.folder.write(f"batches/{batch.id}/asked.json", asked.model_dump_json().encode())
+    runners()
+    assert wait(client, batch, "expired").output_file_id is None
+
+
+def test_files_are_listed_read_and_deleted(client):
+    files = [
+        client.files.create(file=(f"{n}.jsonl", b"x" * n), purpose="batch") for n in range(1, 4)
+    ]
+    assert client.files.retrieve(files[1].id).bytes == 2
+    assert client.files.content(files[2].id).content == b"xxx"
+    listed = client.files.list(limit=2, order="asc")
+    assert len(listed.data) == 2 and listed.has_more
+    assert {file.id for file in client.files.list(limit=2)} == {file.id for file in files}
+    assert client.files.delete(files[0].id).deleted
+    with pytest.raises(openai.NotFoundError):
+        client.files.retrieve(files[0].id)
+
+
+@pytest.mark.parametrize(
+    ("ask", "status", "words"),
+    [
+        pytest.param(
+            lambda c: c.files.create(file=b"x", purpose="fine-tune"), 400, "purpose", id="purpose"
+        ),
+        pytest.param(
+            lambda c: c.files.create(file=b"x" * 30_000, purpose="batch"), 413, "20000", id="size"
+        ),
+        pytest.param(lambda c: c.files.retrieve("file-nope"), 404, "No such file", id="file"),
+        pytest.param(lambda c: c.files.content("..%2F..%2Fx"), 404, "", id="a way out"),
+        pytest.param(lambda c: c.batches.retrieve("batch_x"), 404, "No such batch", id="batch"),
+        pytest.param(
+            lambda c: c.batches.create(
+                input_file_id="file-0", endpoint=CHAT, completion_window="24h"
+            ),
+            404,
+            "No such file",
+            id="a batch of no file",
+        ),
+        pytest.param(
+            lambda c: c.batches.create(
+                input_file_id="x", endpoint="/v1/embeddings", completion_window="24h"
+            ),
+            400,
+            "endpoint",
+            id="another endpoint",
+        ),
+        pytest.param(lambda c: c.batches.list(after="batch_x"), 400, "after", id="list"),
+        pytest.param(lambda c: c.batches.list(limit=0), 400, "limit", id="limit"),
+    ],
+)
+def test_what_is_wrong_is_said(client, ask, status, words):
+    with pytest.raises(openai.APIStatusError) as caught:
+        ask(client)
+    assert caught.value.status_code == status
+    assert words in caught.value.body["message"]
+
+
+def test_files_and_batches_belong_to_a_key(tmp_path, serving_of):
+    hashes = tuple(hash_of(key) for key in ("mine", "yours"))
+    for served in serving_of(batch_storage=str(tmp_path), api_key_hashes=hashes):
+        client = served.openai
+        mine, yours = (client.with_options(api_key=key) for key in ("mine", "yours"))
+        batch = create(mine, lines(line("a")))
+        assert [each.id for each in mine.batches.list()] == [batch.id]
+        assert not list(yours.batches.list()) and not list(yours.files.list())
+        for ask in (yours.files.retrieve, yours.files.content, yours.files.delete):
+            with pytest.raises(openai.NotFoundError):
+                ask(batch.input_file_id)
+        with pytest.raises(openai.NotFoundError):
+            yours.batches.cancel(batch.id)
+        with pytest.raises(openai.AuthenticationError):
+            client.batches.list()
+        client.close()
+
+
+def test_without_storage_there_is_no_such_route(server):
+    with pytest.raises(openai.NotFoundError):
+        server.openai.batches.list()
