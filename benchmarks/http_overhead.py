@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import math
 import shlex
 import statistics
@@ -33,6 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from focus_ray.benchmarks.closed_loop import ClosedLoop, LoopEngine
+from focus_ray.benchmarks.report_file import write_json
 from focus_ray.benchmarks.serving_client import CHAT, COMPLETIONS, Client
 from focus_ray.benchmarks.serving_load import send_all
 from focus_ray.benchmarks.serving_prompts import bodies_of
@@ -79,8 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "pairs": [{**asdict(pair), "ratio": pair.ratio} for pair in pairs],
             "ratio": statistics.median(pair.ratio for pair in pairs),
         }
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        write_json(args.json, report)
         console.print(f"written to {args.json}")
 
 

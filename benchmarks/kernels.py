@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import platform
 import shlex
 import sys
@@ -40,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     from focus_ray.benchmarks.kernel_tables import print_report
     from focus_ray.benchmarks.kernel_times import measure
+    from focus_ray.benchmarks.report_file import write_json
     from focus_ray.benchmarks.sdar_step import QUICK_CONFIG, QUICK_SHAPES, SHAPES, Step
     from focus_ray.benchmarks.shapes import SDAR_8B
     from focus_ray.benchmarks.timing import Timer
@@ -70,8 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "assumptions": " ".join((Step.__doc__ or "").split()),
             **report.as_json(),
         }
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(found, indent=2) + "\n")
+        write_json(args.json, found)
         console.print(f"written to {args.json}")
 
 

@@ -12,7 +12,6 @@ T tokens, O output size, D inner size.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import statistics
 import sys
@@ -27,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from focus_ray.benchmarks.report_file import write_json
 from focus_ray.kernels.linear_kernels import LinearTile, launch_linear
 from focus_ray.kernels.swiglu import swiglu
 
@@ -332,7 +332,7 @@ def main() -> None:
             "read_bytes_per_s": read,
             "products": [asdict(one) for one in table],
         }
-        options.json.write_text(json.dumps(values, indent=1) + "\n")
+        write_json(options.json, values)
 
 
 if __name__ == "__main__":

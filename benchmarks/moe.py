@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import platform
 import shlex
 import sys
@@ -27,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from focus_ray.benchmarks.moe_work import QUICK_SHAPES, SHAPES, SKEWS, Experts, work_of
+from focus_ray.benchmarks.report_file import write_json
 from focus_ray.benchmarks.timing import Timer, measure_ceilings
 from focus_ray.kernels.launch import can_launch
 from focus_ray.kernels.moe import moe, moe_reference
@@ -132,8 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "layers": [asdict(shape) for shape in layers],
             "times": [{**asdict(row), "share_of_bound": row.share_of_bound} for row in found],
         }
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(report, indent=2) + "\n")
+        write_json(args.json, report)
         console.print(f"written to {args.json}")
 
 

@@ -10,7 +10,6 @@ into ``kernels/moe_tiles.py``, by the mean tokens of an expert.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import sys
 from collections.abc import Iterator, Sequence
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor
 
 from focus_ray.benchmarks.moe_work import SHAPES, SKEWS, Experts, MoeShape
+from focus_ray.benchmarks.report_file import write_json
 from focus_ray.benchmarks.timing import Timer
 from focus_ray.kernels.moe_placement import place
 from focus_ray.kernels.moe_products import ProductTile, expert_product
@@ -191,7 +191,7 @@ def main() -> None:
     with torch.inference_mode():
         table = tune(SHAPES[args.shape], args.tokens)
     if args.json:
-        args.json.write_text(json.dumps([asdict(one) for one in table], indent=1) + "\n")
+        write_json(args.json, [asdict(one) for one in table])
 
 
 if __name__ == "__main__":

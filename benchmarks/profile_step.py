@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import platform
 import shlex
 import sys
@@ -28,6 +27,7 @@ from rich.console import Console
 from focus_ray.benchmarks.expand import DEFAULT_SMALL, expand
 from focus_ray.benchmarks.profile_kernels import Activity, activity_of, read_trace
 from focus_ray.benchmarks.profile_tables import print_profile
+from focus_ray.benchmarks.report_file import write_json
 from focus_ray.benchmarks.settings import engine_fields
 from focus_ray.benchmarks.shapes import SHAPES
 from focus_ray.benchmarks.workload import Lengths, bundled_prompts
@@ -222,8 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "concurrency": args.concurrency,
             **profile.as_json(),
         }
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(found, indent=2) + "\n")
+        write_json(args.json, found)
         console.print(f"written to {args.json}")
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import platform
 import shlex
 import sys
@@ -35,6 +34,7 @@ from focus_ray.benchmarks.decoding_steps import (
     placed_steps,
     signal_of,
 )
+from focus_ray.benchmarks.report_file import write_json
 from focus_ray.benchmarks.scores import Score, scores_of
 from focus_ray.benchmarks.settings import engine_fields
 from focus_ray.engine.outputs import DecodingCounts
@@ -214,8 +214,7 @@ def write_report(args: argparse.Namespace, results: Sequence[Result]) -> None:
         "torch": torch.__version__,
         "settings": [result.as_json() for result in results],
     }
-    args.json.parent.mkdir(parents=True, exist_ok=True)
-    args.json.write_text(json.dumps(report, indent=2) + "\n")
+    write_json(args.json, report)
 
 
 def _device_name(device: str) -> str:

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import platform
 import shlex
 import sys
@@ -34,6 +33,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from focus_ray.benchmarks.report_file import write_json
 from focus_ray.benchmarks.roofline_bound import Ceilings, Roofline, roofline_of
 from focus_ray.benchmarks.roofline_counts import Recorded, read_json, read_runs
 from focus_ray.benchmarks.roofline_layers import Product, products_of
@@ -128,8 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             **measured.as_json(),
             "runs": [as_json(roofline) for roofline in rooflines],
         }
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(found, indent=2) + "\n")
+        write_json(args.json, found)
         console.print(f"written to {args.json}")
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import platform
 import shlex
 import sys
@@ -27,6 +26,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from focus_ray.benchmarks.report_file import write_json
 from focus_ray.benchmarks.routing_cluster import Cluster, Outcome, SimulatedReplica
 from focus_ray.benchmarks.routing_load import ARRIVALS, LOADS, Load, Request
 from focus_ray.benchmarks.routing_rivals import ROUTERS
@@ -124,9 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "step_times": {**asdict(times), "saturation_tokens": times.saturation_tokens},
         }
         rows = [asdict(run) for run in runs]
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        report = {**facts, "comparisons": compare(runs), "runs": rows}
-        args.json.write_text(json.dumps(report, indent=2) + "\n")
+        write_json(args.json, {**facts, "comparisons": compare(runs), "runs": rows})
         console.print(f"written to {args.json}")
 
 

@@ -16,7 +16,6 @@ import argparse
 import asyncio
 import contextlib
 import datetime
-import json
 import os
 import platform
 import shlex
@@ -36,6 +35,7 @@ from rich.console import Console
 from rich.table import Table
 
 from focus_ray.benchmarks.arrivals import arrival_times
+from focus_ray.benchmarks.report_file import write_json
 from focus_ray.benchmarks.serving_client import COMPLETIONS, Client
 from focus_ray.benchmarks.serving_load import send_all
 from focus_ray.benchmarks.serving_rows import figures_of
@@ -115,8 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "requests_per_s": args.requests_per_s,
             "rounds": [{**asdict(each), "p99_ratio": each.p99_ratio} for each in rounds],
         }
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        write_json(args.json, report)
         console.print(f"written to {args.json}")
 
 

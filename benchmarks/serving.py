@@ -19,6 +19,7 @@ import shlex
 import sys
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import aiohttp
@@ -27,11 +28,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from focus_ray import __version__
 from focus_ray.benchmarks.arrivals import arrival_times
+from focus_ray.benchmarks.report_file import write_json
 from focus_ray.benchmarks.serving_client import Client, Sent
 from focus_ray.benchmarks.serving_flags import parse_arguments
 from focus_ray.benchmarks.serving_load import send_all
 from focus_ray.benchmarks.serving_prompts import bodies_of, make_prompts
-from focus_ray.benchmarks.serving_report import print_figures, write_result
+from focus_ray.benchmarks.serving_report import print_figures
 from focus_ray.benchmarks.serving_rows import figures_of
 from focus_ray.errors import FocusRayError
 
@@ -63,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "burstiness": args.burstiness,
             "max_concurrency": args.max_concurrency,
         }
-        write_result(args.json, facts, figures)
+        write_json(args.json, {**facts, **asdict(figures)})
         console.print(f"written to {args.json}")
     if not figures.completed:
         raise SystemExit(1)

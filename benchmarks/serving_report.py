@@ -1,12 +1,8 @@
-"""A run against an endpoint as a table and as JSON."""
+"""A run against an endpoint as tables."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -53,12 +49,6 @@ def print_figures(console: Console, figures: ServingFigures, is_limited: bool) -
             f"[yellow]requests were sent late, by {figures.lateness.p99 * 1e3:.0f} ms at the 99th "
             "percentile:[/] this client is at its limit; run it on other cores, or several of it"
         )
-
-
-def write_result(path: Path, facts: Mapping[str, Any], figures: ServingFigures) -> None:
-    """All numbers. ``facts`` say what was asked of whom; folders are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**facts, **asdict(figures)}, indent=2) + "\n", encoding="utf-8")
 
 
 def _counts(figures: ServingFigures) -> list[tuple[str, str]]:

@@ -37,6 +37,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from focus_ray.benchmarks.closed_loop import ClosedLoop, LoopProgress
 from focus_ray.benchmarks.expert_load import count_experts
 from focus_ray.benchmarks.profile_step import StepProfile, profile_engine
+from focus_ray.benchmarks.report_file import write_text
 from focus_ray.benchmarks.scores import scores_of
 from focus_ray.benchmarks.settings import engine_fields
 from focus_ray.benchmarks.throughput_flags import parse_arguments, shared_fields
@@ -116,8 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if args.json:
                 write_report(args.json, facts, rows, comparisons)
             if args.plot:
-                args.plot.parent.mkdir(parents=True, exist_ok=True)
-                args.plot.write_text(draw(rows, *titles(facts)), encoding="utf-8")
+                write_text(args.plot, draw(rows, *titles(facts)))
     except (FocusRayError, OSError, ValueError) as error:
         raise SystemExit(str(error)) from error
     except KeyboardInterrupt:  # what was measured so far is worth showing

@@ -7,6 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from focus_ray.benchmarks.report_file import refuse_folder
+from focus_ray.benchmarks.request_flags import (
+    add_request_flags,
+    complete_requests,
+    flag_of,
+    require_at_least,
+)
 from focus_ray.benchmarks.settings import FIELD_OF_NAME, engine_config, engine_fields
 from focus_ray.benchmarks.shapes import SHAPES
 from focus_ray.config import DEFAULT_MODEL, EngineConfig
@@ -26,10 +33,9 @@ LEAST_PROMPTS = 12
 OUTPUT_LEN, FIXED_OUTPUT_LEN = 512, 256
 
 LEAST = {
-    **dict.fromkeys(("num_prompts", "input_len", "output_len", "max_num_seqs"), 1),
-    **dict.fromkeys(("rounds", "num_warmups", "profile", "temperature"), 0),
+    **dict.fromkeys(("num_prompts", "max_num_seqs"), 1),
+    **dict.fromkeys(("rounds", "num_warmups", "profile"), 0),
 }
-RATIOS = ("range_ratio", "output_range_ratio")
 
 ENGINE_FLAGS = (
     *(
@@ -53,7 +59,7 @@ def parse_arguments(arguments: Sequence[str] | None, description: str | None) ->
     add = parser.add_argument_group("model").add_argument
     add("--model", default=DEFAULT_MODEL, help="bundled name, directory or hub id")
     add("--shape", choices=SHAPES, help="expand the model to this shape; computes the same")
-    add("--random-weights", action="store_true", help="random weights of --shape instead")
+    add("--random-weights", action="store_true", help="random weights of --shape, and prompts")
 
     add = parser.add_argument_group("runs").add_argument
     names = ", ".join(FIELD_OF_NAME)
@@ -78,27 +84,15 @@ def parse_arguments(arguments: Sequence[str] | None, description: str | None) ->
     add("--num-warmups", type=int, default=4, help="requests before the clock starts")
     add("--profile", type=int, default=20, metavar="STEPS", help="GPU: profiled steps; 0: none")
 
-    add = parser.add_argument_group("requests").add_argument
-    add(
-        "--dataset-name",
-        choices=("bundled", "random", "file", "hf"),
-        help="default: file with --dataset-path, random with --random-weights, else bundled",
+    requests = add_request_flags(
+        parser,
+        output_len=None,
+        output_len_help=f"most tokens of an answer; default {OUTPUT_LEN}, {FIXED_OUTPUT_LEN} if it "
+        "never ends",
     )
-    add("--dataset-path", help="file: JSON or JSON lines, as ShareGPT's; hf: id of a data set")
-    add("--hf-subset", help="configuration of the data set")
-    add("--hf-split", default="train")
-    add("--input-len", type=int, default=200, help="bundled, random: mean prompt, tokens")
-    add("--range-ratio", type=float, default=0.5, help="spread of --input-len, uniform; default .5")
-    add(
-        "--output-len",
-        type=int,
-        help=f"most tokens of an answer; default {OUTPUT_LEN}, {FIXED_OUTPUT_LEN} if it never ends",
+    requests.add_argument(
+        "--stop-repetition", action="store_true", help="end answers that repeat themselves"
     )
-    add("--output-range-ratio", type=float, default=0.0, help="its spread; default 0")
-    add("--ignore-eos", action="store_true", help="answers go on to --output-len")
-    add("--temperature", type=float, default=0.0)
-    add("--stop-repetition", action="store_true", help="end answers that repeat themselves")
-    add("--seed", type=int, default=0, help="of prompts, lengths and weights")
 
     add = parser.add_argument_group("engine").add_argument
     add(
@@ -108,7 +102,7 @@ def parse_arguments(arguments: Sequence[str] | None, description: str | None) ->
     )
     for name in ENGINE_FLAGS:
         field = EngineConfig.model_fields[name]
-        add(_flag(name), help=(field.description or "").replace("%", "%%"))
+        add(flag_of(name), help=(field.description or "").replace("%", "%%"))
     add("--enforce-eager", action="store_true", help="GPU: no CUDA graphs")
     add("--enable-prefix-caching", action="store_true", help="off here unless given")
 
@@ -142,7 +136,8 @@ def _complete(args: argparse.Namespace) -> None:
     Raises:
         ValueError: names the flag.
     """
-    _check_numbers(args)
+    require_at_least(args, LEAST)
+    complete_requests(args, "random" if args.random_weights else "bundled")
     is_static = args.unmasking not in (None, "low_confidence_dynamic")
     args.modes = list(dict.fromkeys(args.modes or (STATIC_MODES if is_static else MODES)))
     for mode in args.modes:
@@ -160,39 +155,13 @@ def _complete(args: argparse.Namespace) -> None:
         raise ValueError("--random-weights needs --shape")
     if min(args.concurrencies) < 1:
         raise ValueError(f"--max-concurrency must be at least 1, got {min(args.concurrencies)}")
-    if args.dataset_name is None:
-        args.dataset_name = (
-            "file" if args.dataset_path else "random" if args.random_weights else "bundled"
-        )
-    if (args.dataset_name in ("file", "hf")) != bool(args.dataset_path):
-        raise ValueError("--dataset-path goes with --dataset-name file or hf, and both need it")
     if args.output_len is None:
         args.output_len = FIXED_OUTPUT_LEN if args.ignore_eos else OUTPUT_LEN
     if args.plot is not None and args.plot.suffix.lower() != ".svg":
         raise ValueError(f"--plot draws SVG: give a file name that ends in .svg, not {args.plot}")
     for flag, path in (("--json", args.json), ("--plot", args.plot)):
-        if path is not None and path.is_dir():
-            raise ValueError(f"{flag} {path} is a folder; give the name of a file")
+        refuse_folder(flag, path)
     if args.max_num_seqs is not None and args.max_num_seqs < max(args.concurrencies):
         raise ValueError(
             f"--max-num-seqs {args.max_num_seqs} is below the concurrency {max(args.concurrencies)}"
         )
-
-
-def _check_numbers(args: argparse.Namespace) -> None:
-    """Refuse numbers that no run can have.
-
-    Raises:
-        ValueError: names flag, bound and value.
-    """
-    for name, least in LEAST.items():
-        value = getattr(args, name)
-        if value is not None and not value >= least:
-            raise ValueError(f"{_flag(name)} must be at least {least}, got {value}")
-    for name in RATIOS:
-        if not 0 <= (value := getattr(args, name)) <= 1:
-            raise ValueError(f"{_flag(name)} must be from 0 to 1, got {value}")
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from focus_ray.benchmarks.report_file import write_json
 from focus_ray.benchmarks.throughput_rows import Comparison, Distribution, Row
 
 COLUMNS = (
@@ -75,8 +75,7 @@ def write_report(
         "rows": [row.as_json() for row in rows],
         "comparisons": [each.as_json() for each in comparisons],
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=2) + "\n")
+    write_json(path, report)
 
 
 def _cells(row: Row) -> list[str]:

@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 
 from focus_ray.benchmarks.closed_loop import ClosedLoop, LoopRecord
-from focus_ray.benchmarks.throughput_plot import draw, nice_step
+from focus_ray.benchmarks.line_chart import nice_step
+from focus_ray.benchmarks.throughput_plot import draw
 from focus_ray.benchmarks.throughput_rows import (
     Distribution,
     Figures,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
+from small_engine import small_engine
 
-from focus_ray.config import EngineConfig
 from focus_ray.engine.completion import Completion
 from focus_ray.engine.emission import NewTokens
-from focus_ray.engine.engine import Engine
 from focus_ray.engine.outputs import GenerationRequest
 from focus_ray.engine.request import Sequence
 from focus_ray.errors import RequestRejected
@@ -19,20 +20,7 @@ PROMPT = tuple(range(40, 61))  # ends within a block
 LENGTH = 45  # tokens of an answer; it does too
 
 
-def make_engine(model, **overrides):
-    settings = {
-        "model": model.path,
-        "device": model.device,
-        "dtype": "float32",
-        "decoding": "block",
-        "enforce_eager": True,
-        "block_length": B,
-        "page_size": B,
-        "num_pages": 400,
-        "max_num_seqs": 64,
-        "confidence_threshold": 0.5,
-    }
-    return Engine(EngineConfig(**{**settings, **overrides}))
+make_engine = partial(small_engine, decoding="block")
 
 
 def request(name, prompt=PROMPT, continued=None, **params):

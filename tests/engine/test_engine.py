@@ -1,11 +1,12 @@
 """What must not change a request's tokens: company, cache, preemption. And what ends a request."""
 
+from functools import partial
+
 import numpy as np
 import pytest
+from small_engine import small_engine
 
-from focus_ray.config import EngineConfig
 from focus_ray.engine import choosing
-from focus_ray.engine.engine import Engine
 from focus_ray.engine.outputs import GenerationRequest
 from focus_ray.engine.sampler import choose_tokens
 from focus_ray.errors import EngineOverloaded, RequestRejected
@@ -15,20 +16,7 @@ from focus_ray.sampling import MAX_STOP_TOKEN_IDS, RepetitionDetection, Sampling
 MASK = 509
 
 
-def make_engine(model, **overrides):
-    settings = {
-        "model": model.path,
-        "device": model.device,
-        "dtype": "float32",
-        "decoding": "block",
-        "enforce_eager": True,  # test_step_loop.py has recorded steps
-        "block_length": 16,
-        "page_size": 16,
-        "num_pages": 400,
-        "max_num_seqs": 64,
-        "confidence_threshold": 0.5,
-    }
-    return Engine(EngineConfig(**{**settings, **overrides}))
+make_engine = partial(small_engine, decoding="block")
 
 
 def request(name, prompt, **params):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 
 import pytest
+from small_engine import small_engine
 
-from focus_ray.config import EngineConfig
-from focus_ray.engine.engine import Engine
 from focus_ray.engine.outputs import GenerationRequest
 from focus_ray.errors import EngineOverloaded
 from focus_ray.sampling import SamplingParams
@@ -15,21 +15,7 @@ from focus_ray.sampling import SamplingParams
 BLOCK = 16
 
 
-def make_engine(model, **overrides):
-    settings = {
-        "model": model.path,
-        "device": model.device,
-        "dtype": "float32",
-        "focus_adaptive": False,
-        "enforce_eager": True,
-        "block_length": BLOCK,
-        "page_size": BLOCK,
-        "num_pages": 200,
-        "max_num_seqs": 12,
-        "confidence_threshold": 0.5,
-        "saturation_tokens": 64,
-    }
-    return Engine(EngineConfig(**{**settings, **overrides}))
+make_engine = partial(small_engine, max_num_seqs=12, saturation_tokens=64)
 
 
 def request(name, max_tokens=40):

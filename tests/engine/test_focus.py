@@ -11,9 +11,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from small_engine import small_engine
 
 from focus_ray.config import EngineConfig
-from focus_ray.engine.engine import Engine
 from focus_ray.engine.outputs import GenerationRequest, RequestStats
 from focus_ray.engine.policy import make_policy
 from focus_ray.kernels.slot_words import COUNTS
@@ -23,19 +23,9 @@ MOST_PADDING = 16  # of up to 128 tokens on a GPU, to a size that is recorded
 
 
 def make_engine(model, decoding, **overrides):
-    settings = {
-        "model": model.path,
-        "device": model.device,
-        "dtype": "float32",
-        "decoding": decoding,
-        "focus_adaptive": False,  # evict in every step, on a GPU too
-        "enforce_eager": True,  # test_step_loop.py has recorded steps
-        "block_length": 16,
-        "num_pages": 200,
-        "max_num_seqs": 32,
-        "confidence_threshold": 0.5,
-    }
-    return Engine(EngineConfig(**{**settings, **overrides}))
+    return small_engine(
+        model, **{"decoding": decoding, "page_size": None, "max_num_seqs": 32, **overrides}
+    )
 
 
 def requests(count, seed=0, sampled=True):

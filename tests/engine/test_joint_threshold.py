@@ -6,12 +6,13 @@ The rules run over the logits of the whole text, computed anew for every step wi
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import pytest
 import torch
 from model_golden import forward
+from small_engine import small_engine
 
-from focus_ray.config import EngineConfig
 from focus_ray.engine.engine import Engine
 from focus_ray.engine.outputs import CompletionOutput, GenerationRequest, TokenDelta
 from focus_ray.models.loading import LoadedModel, load_model
@@ -78,20 +79,15 @@ def loaded(golden_sdar) -> LoadedModel:
     return load_model(golden_sdar.path, device=golden_sdar.device, dtype=torch.float32)
 
 
-def make_engine(model, **overrides: object) -> Engine:
-    settings = {
-        "model": model.path,
-        "device": model.device,
-        "dtype": "float32",
-        "decoding": "block",
-        "enforce_eager": True,
-        "block_length": B,
-        "page_size": B,
-        "num_pages": 100,
-        "max_num_seqs": 4,
-        "record_trace": True,
-    }
-    return Engine(EngineConfig(**{**settings, **overrides}))
+make_engine = partial(
+    small_engine,
+    decoding="block",
+    block_length=B,
+    page_size=B,
+    confidence_threshold=None,
+    max_num_seqs=4,
+    record_trace=True,
+)
 
 
 def run(
