@@ -9,7 +9,7 @@ there is no place waits, and its waiting counts.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from focus_ray.benchmarks.serving_client import Sent
@@ -38,8 +38,31 @@ async def send_all(
         max_concurrency: most in flight; None: no limit.
         on_end: called with each as it ends.
     """
-    places = asyncio.Semaphore(max_concurrency or len(bodies))
-    is_closed = not any(arrivals_s)
+    arrivals: Iterable[float | None] = arrivals_s if any(arrivals_s) else [None] * len(bodies)
+    pairs = zip(bodies, arrivals, strict=True)
+    return await _send(client, pairs, max_concurrency or len(bodies), on_end)
+
+
+async def keep_in_flight(
+    client: Asks,
+    bodies: Iterable[Mapping[str, Any]],
+    concurrency: int,
+    on_end: Callable[[Sent], None] = lambda sent: None,
+) -> list[Sent]:
+    """A closed loop for as long as there are bodies, which are taken one by one as places become
+    free; what became of each, in their order.
+    """
+    return await _send(client, ((body, None) for body in bodies), concurrency, on_end)
+
+
+async def _send(
+    client: Asks,
+    pairs: Iterable[tuple[Mapping[str, Any], float | None]],
+    concurrency: int,
+    on_end: Callable[[Sent], None],
+) -> list[Sent]:
+    """Each body at its arrival, or where that is None when it has a place."""
+    places = asyncio.Semaphore(concurrency)
     start_s = client.clock()
     tasks: list[asyncio.Task[Sent]] = []
 
@@ -52,10 +75,11 @@ async def send_all(
         return sent
 
     async with asyncio.TaskGroup() as group:
-        for body, arrival_s in zip(bodies, arrivals_s, strict=True):
-            due_s = start_s + arrival_s
+        for body, arrival_s in pairs:
+            due_s = start_s + (arrival_s or 0.0)
             # Also where it is due already: a server that answers at once must not starve the loop.
             await asyncio.sleep(max(0.0, due_s - client.clock()))
             await places.acquire()
-            tasks.append(group.create_task(one(body, client.clock() if is_closed else due_s)))
+            due_s = client.clock() if arrival_s is None else due_s
+            tasks.append(group.create_task(one(body, due_s)))
     return [task.result() for task in tasks]
