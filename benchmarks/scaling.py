@@ -5,8 +5,8 @@
     focus-ray bench scaling --shape sdar-8b --layout 1x1 8x1 --concurrency 256
     focus-ray bench scaling --step-ms 24 --layout 1x1 8x1                  # only the way over HTTP
 
-A layout is written as 4x2: four engines, each with the whole model divided between two GPUs. Layouts
-for which there is room stand side by side and are measured in turns, so that engines start
+A layout is written as 4x2: four engines, each with the whole model divided between two GPUs.
+Layouts for which there is room stand side by side and are measured in turns, so that engines start
 together. So many requests are in flight for each engine; those of all engines of a layout come
 through one endpoint and its router.
 
@@ -172,14 +172,15 @@ class Scaling:
         return row_of(name, layout, concurrency, load, tasks, known)
 
     def _concurrencies(self, layout: Layout) -> list[int]:
-        """Several engines are asked how far they go, and one of each kind about small loads, too."""
+        """Several engines are asked how far they go, one of each kind about small loads, too."""
         concurrencies: list[int] = self._args.concurrencies
         return concurrencies if layout.num_replicas == 1 else concurrencies[-1:]
 
     def _is_late(self, more_s: float) -> bool:
         """Whether what takes so long would end too late."""
         left_s: float = self._args.budget_s - (time.perf_counter() - self._began_s)
-        return left_s < more_s + self._args.window_s * (not more_s)
+        window_s: float = self._args.window_s
+        return left_s < (more_s or window_s)
 
     def _write(self) -> None:
         args = self._args

@@ -87,7 +87,7 @@ def _of(rows: Sequence[Row], model: str) -> list[Row]:
 
 def _cells(row: Row, comparison: Comparison | None) -> list[str]:
     figures, score = row.figures, row.exact_match
-    ratios = [None, None, None]
+    ratios: list[float | None] = [None, None, None]
     if comparison is not None:
         ratios = [comparison.speed, comparison.efficiency, comparison.step_speed]
     speed, efficiency, step_speed = ratios

@@ -213,6 +213,8 @@ def _difference(prompt: int, expected: str, found: str) -> Difference:
 
 def _times(figures: ServingFigures) -> Mapping[str, Any]:
     """The fields that are of single requests; the others are of a whole run."""
-    names = ("completed", "ttft", "tpot", "itl", "e2e")
-    names += ("tokens_per_step", "processed_per_decoded", "retained_per_decoded")
+    names = (
+        *("completed", "ttft", "tpot", "itl", "e2e"),
+        *("tokens_per_step", "processed_per_decoded", "retained_per_decoded"),
+    )
     return {name: value for name, value in asdict(figures).items() if name in names}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import secrets
 import time
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -106,15 +107,19 @@ class BatchStore:
                     return asked
         raise NoSuchObject("batch", batch_id)
 
-    def all(self) -> list[AskedBatch]:
-        """Batches of everybody, the oldest first."""
-        names = self.folder.names("batches")
-        found = [self._asked(name) for name in names if name.endswith("/asked.json")]
+    def all(self, known: Mapping[str, AskedBatch]) -> list[AskedBatch]:
+        """Batches of everybody, the oldest first.
+
+        Args:
+            known: by their ids, those that need not be read again: they never change.
+        """
+        names = [name for name in self.folder.names("batches") if name.endswith("/asked.json")]
+        found = [known.get(name.split("/")[1]) or self._asked(name) for name in names]
         return sorted(found, key=lambda asked: (asked.created, asked.id))
 
     def list(self, owner: str | None) -> list[AskedBatch]:
         """Those of an owner, the newest first."""
-        return [asked for asked in reversed(self.all()) if asked.owner == owner]
+        return [asked for asked in reversed(self.all({})) if asked.owner == owner]
 
     def state(self, batch_id: str) -> BatchState:
         """As its runner wrote it last, or as it begins."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 import secrets
-import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
 
@@ -43,19 +42,18 @@ class FileStore:
     def __init__(self, folder: Folder) -> None:
         self._folder = folder
 
-    def add(self, content: BinaryIO, filename: str, purpose: str, owner: str | None) -> StoredFile:
-        """Keep what can be read from ``content``; it is there as a whole or not at all."""
-        with self.adding(filename, purpose, owner) as file:
-            shutil.copyfileobj(content, file)
-        return self.newest
-
-    @contextmanager
-    def adding(self, filename: str, purpose: str, owner: str | None) -> Iterator[BinaryIO]:
-        """A new file, to be written piece by piece; ``newest`` describes it afterwards."""
+    def add(
+        self,
+        write: Callable[[BinaryIO], object],
+        filename: str,
+        purpose: str,
+        owner: str | None,
+    ) -> StoredFile:
+        """Keep what ``write`` writes; it is there as a whole or not at all."""
         file_id = f"file-{secrets.token_hex(12)}"
-        with self._folder.writing(_content(file_id)) as file:
-            yield file
-        self._newest = StoredFile(
+        with self._folder.writing(_content(file_id)) as content:
+            write(content)
+        file = StoredFile(
             id=file_id,
             filename=filename,
             purpose=purpose,
@@ -63,12 +61,8 @@ class FileStore:
             size=self._folder.size(_content(file_id)),
             created=int(time.time()),
         )
-        self._folder.write(_about(file_id), self._newest.model_dump_json().encode())
-
-    @property
-    def newest(self) -> StoredFile:
-        """The file that was added last."""
-        return self._newest
+        self._folder.write(_about(file_id), file.model_dump_json().encode())
+        return file
 
     def get(self, file_id: str, owner: str | None) -> StoredFile:
         """Raises NoSuchObject, also of files of others."""

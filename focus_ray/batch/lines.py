@@ -60,6 +60,13 @@ class BatchRequest:
     url: str
     body: ChatCompletionRequest | CompletionRequest
 
+    @property
+    def num_sequences(self) -> int:
+        """Places that it takes at an engine."""
+        body = self.body
+        num_prompts = len(body.prompts()) if isinstance(body, CompletionRequest) else 1
+        return num_prompts * (body.n or 1)
+
 
 def is_blank(raw: bytes) -> bool:
     """Whether a line holds nothing: such a line is no request, and gets no result."""

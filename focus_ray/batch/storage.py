@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import posixpath
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,9 +65,11 @@ class Folder:
             with _local_file(path) as file:
                 yield file
             return
-        with self._files.transaction, self._files.open(path, "wb") as file:
-            yield file
-        self._files.invalidate_cache()
+        with tempfile.NamedTemporaryFile() as file:
+            yield cast(BinaryIO, file)
+            file.flush()
+            self._files.makedirs(posixpath.dirname(path), exist_ok=True)
+            self._files.put_file(file.name, path)
 
     def exists(self, name: str) -> bool:
         return bool(self._files.exists(self._path(name)))

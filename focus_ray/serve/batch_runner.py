@@ -9,24 +9,28 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Coroutine, Iterator, Sequence
+from typing import Any, BinaryIO
 
 from focus_ray.batch.answering import record_of
 from focus_ray.batch.batch_store import ENDED, AskedBatch, BatchState, BatchStore
 from focus_ray.batch.file_store import FileStore
 from focus_ray.batch.ledger import Ledger, LostOwnership, Place
-from focus_ray.batch.lines import custom_id_of, is_blank, parse_line, request_line
+from focus_ray.batch.lines import BatchRequest, custom_id_of, is_blank, parse_line, request_line
 from focus_ray.batch.records import Record, Source, error_record, request_key
 from focus_ray.batch.storage import Folder
 from focus_ray.errors import EngineDead, RequestRejected
 from focus_ray.openai.error_kinds import NoSuchObject
 from focus_ray.openai.replies import BatchErrorEntry
-from focus_ray.serve.served_models import ServedModels
+from focus_ray.serve.served_models import ServedModel, ServedModels
 
 logger = logging.getLogger(__name__)
 
 POLL_S = 1.0
+WAIT_S = 0.05
 COMMIT_EVERY_S = 1.0
 ENGINE_RETRY_S = 2.0
 MAX_BATCHES = 4
@@ -41,7 +45,8 @@ class BatchRunner:
     Args:
         folder: of the server's files and batches.
         models: with clients that wait for an engine rather than refuse.
-        places_per_engine: sequences of batches that one engine gets at a time.
+        places_per_engine: sequences of batches that one engine gets at a time; a line that asks
+            for more is run when no other is.
     """
 
     def __init__(self, folder: Folder, models: ServedModels, places_per_engine: int) -> None:
@@ -49,8 +54,12 @@ class BatchRunner:
         self._batches = BatchStore(folder)
         self._models = models
         self._places_per_engine = places_per_engine
-        self._open = 0
+        self._open: Counter[str] = Counter()  # sequences before engines, by the model's first name
+        self._known: dict[str, AskedBatch] = {}
+        self._ended: set[str] = set()
         self._running: dict[str, asyncio.Task[None]] = {}
+        # An engine may still be busy with what a predecessor asked, under its name.
+        self._name = secrets.token_hex(4)
 
     async def run(self) -> None:
         """Until it is cancelled."""
@@ -64,17 +73,17 @@ class BatchRunner:
     async def take_up(self) -> None:
         """Begin with batches that wait, as far as there is room."""
         self._running = {name: task for name, task in self._running.items() if not task.done()}
-        for asked in await asyncio.to_thread(self._batches.all):
+        for asked in await asyncio.to_thread(self._batches.all, self._known):
+            self._known[asked.id] = asked
             if len(self._running) >= MAX_BATCHES:
                 return
-            if asked.id not in self._running:
-                state = await asyncio.to_thread(self._batches.state, asked.id)
-                if state.status not in ENDED:
-                    self._running[asked.id] = asyncio.create_task(self._guarded(asked, state))
-
-    async def finished(self) -> None:
-        """Wait for what has begun."""
-        await asyncio.gather(*self._running.values())
+            if asked.id in self._running or asked.id in self._ended:
+                continue
+            state = await asyncio.to_thread(self._batches.state, asked.id)
+            if state.status in ENDED:
+                self._ended.add(asked.id)
+            else:
+                self._running[asked.id] = asyncio.create_task(self._guarded(asked, state))
 
     async def _guarded(self, asked: AskedBatch, state: BatchState) -> None:
         try:
@@ -91,7 +100,13 @@ class BatchRunner:
         if state.status == "failed":
             return
         if state.status == "in_progress":
-            await self._lines(asked, state)
+            try:
+                await self._lines(asked, state)
+            except NoSuchObject as error:
+                state.errors = [_entry("invalid_file", str(error), None, "input_file_id")]
+                state.enter("failed")
+                await asyncio.to_thread(self._batches.save, asked.id, state)
+                return
         await asyncio.to_thread(self._finalize, asked, state)
 
     def _validated(self, asked: AskedBatch) -> BatchState:
@@ -134,63 +149,60 @@ class BatchRunner:
 
     async def _lines(self, asked: AskedBatch, state: BatchState) -> None:
         """Run what has no record yet, until it all has one or the batch is to end."""
+        if await self._is_over(asked):
+            return
         ledger = await asyncio.to_thread(
             Ledger, self._batches.records(asked.id), {"batch": asked.id}
         )
-        pending: dict[Place, Record] = {}
-        tasks: set[asyncio.Task[None]] = set()
-
-        async def one(number: int, raw: bytes) -> None:
-            pending[0, number] = await self._record(asked, number, raw)
-
-        async def commit() -> None:
-            records = dict(pending)
-            await asyncio.to_thread(ledger.commit, records)
-            for place in records:
-                del pending[place]
-            state.completed, state.failed = ledger.num_results, ledger.num_errors
-            await asyncio.to_thread(self._batches.save, asked.id, state)
-
-        committed_s = time.monotonic()
+        work = _Work(asked, state, ledger, self._batches)
         lines = self._read(asked)
         try:
             while chunk := await asyncio.to_thread(_some, lines):
                 for number, raw in chunk:
                     if number in ledger.done(0):
                         continue
-                    while self._open >= self._places():
-                        await asyncio.sleep(0.05)
-                        if await self._is_over(asked):
-                            return
-                    self._open += 1
-                    task = asyncio.create_task(one(number, raw))
-                    task.add_done_callback(lambda _: self._leave())
-                    tasks.add(task)
-                    task.add_done_callback(tasks.discard)
-                    if time.monotonic() - committed_s > COMMIT_EVERY_S:
-                        await commit()
-                        committed_s = time.monotonic()
-                        if await self._is_over(asked):
-                            return
-            while tasks:
-                await asyncio.wait(tasks, timeout=COMMIT_EVERY_S)
-                await commit()
+                    if not await self._begin(work, number, raw):
+                        return
+            while work.tasks:
+                await asyncio.wait(work.tasks, timeout=COMMIT_EVERY_S)
+                await work.commit()
                 if await self._is_over(asked):
                     return
         finally:
-            for task in tasks:
+            for task in work.tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            await commit()
+            await asyncio.gather(*work.tasks, return_exceptions=True)
+            await work.commit()
 
-    async def _record(self, asked: AskedBatch, number: int, raw: bytes) -> Record:
-        key = request_key(asked.id, Source(asked.input_file_id, number))
-        fallback = str(number)
+    async def _begin(self, work: _Work, number: int, raw: bytes) -> bool:
+        """Ask an engine about a line as soon as there is room; whether the batch goes on."""
+        key = request_key(f"{work.asked.id}-{self._name}", Source(work.asked.input_file_id, number))
         try:
-            request = parse_line(raw, fallback)
+            request = parse_line(raw, str(number))
             _, model = self._models.find(request.body.model)
         except RequestRejected as error:
-            return error_record(key, custom_id_of(raw) or fallback, error, None)
+            name = custom_id_of(raw) or str(number)
+            work.records[0, number] = error_record(key, name, error, None)
+            return True
+        size, name = request.num_sequences, model.names[0]
+        while self._open[name] and self._open[name] + size > self._places(model):
+            await asyncio.sleep(WAIT_S)
+            if await work.commit_now_and_then() and await self._is_over(work.asked):
+                return False
+        self._open[name] += size
+
+        async def ask() -> None:
+            try:
+                work.records[0, number] = await self._record(work.asked, request, key, model)
+            finally:
+                self._open[name] -= size
+
+        work.start(ask())
+        return not (await work.commit_now_and_then() and await self._is_over(work.asked))
+
+    async def _record(
+        self, asked: AskedBatch, request: BatchRequest, key: str, model: ServedModel
+    ) -> Record:
         while True:
             try:
                 return await record_of(request, model.client, key=key, names=model.names)
@@ -222,11 +234,13 @@ class BatchRunner:
     ) -> str | None:
         if not names:
             return None
-        filename = f"{asked.id}_{kind}.jsonl"
-        with self._files.adding(filename, "batch_output", asked.owner) as file:
+
+        def write(file: BinaryIO) -> None:
             for name in names:
                 file.write(folder.read(name))
-        return self._files.newest.id
+
+        filename = f"{asked.id}_{kind}.jsonl"
+        return self._files.add(write, filename, "batch_output", asked.owner).id
 
     def _read(self, asked: AskedBatch) -> Iterator[tuple[int, bytes]]:
         self._files.get(asked.input_file_id, asked.owner)
@@ -235,17 +249,51 @@ class BatchRunner:
                 if not is_blank(raw):
                     yield number, raw
 
-    def _places(self) -> int:
-        engines = sum(model.client.num_engines() for model in self._models)
-        return self._places_per_engine * max(1, engines)
-
-    def _leave(self) -> None:
-        self._open -= 1
+    def _places(self, model: ServedModel) -> int:
+        return self._places_per_engine * max(1, model.client.num_engines())
 
     async def _is_over(self, asked: AskedBatch) -> bool:
         if time.time() > asked.expires:
             return True
         return await asyncio.to_thread(self._batches.cancelled_at, asked.id) is not None
+
+
+class _Work:
+    """A batch that is being run."""
+
+    def __init__(
+        self, asked: AskedBatch, state: BatchState, ledger: Ledger, batches: BatchStore
+    ) -> None:
+        self.asked = asked
+        self.records: dict[Place, Record] = {}
+        self.tasks: set[asyncio.Task[None]] = set()
+        self._state = state
+        self._ledger = ledger
+        self._batches = batches
+        self._committed_s = time.monotonic()
+
+    def start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    async def commit_now_and_then(self) -> bool:
+        """Commit if it is time to; whether it was."""
+        if time.monotonic() - self._committed_s < COMMIT_EVERY_S:
+            return False
+        await self.commit()
+        return True
+
+    async def commit(self) -> None:
+        """What is finished counts from now on, and clients see how much it is."""
+        records = dict(self.records)
+        await asyncio.to_thread(self._ledger.commit, records)
+        for place in records:
+            del self.records[place]
+        self._state.completed = self._ledger.num_results
+        self._state.failed = self._ledger.num_errors
+        await asyncio.to_thread(self._batches.save, self.asked.id, self._state)
+        self._committed_s = time.monotonic()
 
 
 def _some(lines: Iterator[tuple[int, bytes]]) -> list[tuple[int, bytes]]:

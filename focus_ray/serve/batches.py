@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from functools import partial
 from typing import Annotated, TypeVar
 
 from fastapi import Query, Request, Response
@@ -81,9 +83,8 @@ class BatchRoutes:
                 raise _too_large(self._max_file_bytes)
             filename = (file.filename or "upload.jsonl")[-MAX_FILENAME_CHARS:]
             owner = self._owner_of(request)
-            return _file(
-                await asyncio.to_thread(self._files.add, file.file, filename, "batch", owner)
-            )
+            copy = partial(shutil.copyfileobj, file.file)
+            return _file(await asyncio.to_thread(self._files.add, copy, filename, "batch", owner))
 
     async def files(
         self,
@@ -115,8 +116,17 @@ class BatchRoutes:
         )
 
     async def delete(self, request: Request, file_id: str) -> FileDeleted:
-        """Forget a file."""
-        await asyncio.to_thread(self._files.delete, file_id, self._owner_of(request))
+        """Forget a file that no unfinished batch needs."""
+        file = await self._found(request, file_id)
+        for asked in await asyncio.to_thread(self._batches.list, file.owner):
+            state = await asyncio.to_thread(self._batches.state, asked.id)
+            if asked.input_file_id == file.id and state.status not in ENDED:
+                raise RequestRejected(
+                    f"file_id: {file_id!r} is the input of {asked.id!r}, which is "
+                    f"{state.status}; cancel it first",
+                    "file_id",
+                )
+        await asyncio.to_thread(self._files.delete, file.id, file.owner)
         return FileDeleted(id=file_id, object="file", deleted=True)
 
     async def create(self, request: Request) -> BatchReply:
@@ -132,7 +142,7 @@ class BatchRoutes:
             body.metadata,
             file.owner,
         )
-        return self._batch(asked)
+        return await asyncio.to_thread(self._batch, asked)
 
     async def batch(self, request: Request, batch_id: str) -> BatchReply:
         """How far a batch is."""

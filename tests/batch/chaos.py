@@ -177,9 +177,11 @@ def kill(cluster: Cluster, what: str, output: Path) -> None:
         cluster.second = cluster.add_node()
     else:
         words = {"driver": str(output), "engine": "ray::MapWorker"}[what]
-        victims = processes(words)
-        if not victims:
-            raise SystemExit(f"there is no {what} to kill")
+        until = time.monotonic() + 90.0
+        while not (victims := processes(words)):  # the next one starts yet
+            if time.monotonic() > until:
+                raise SystemExit(f"there is no {what} to kill")
+            time.sleep(0.5)
         random.choice(victims).send_signal(signal.SIGKILL)
     done = sum(1 for _ in records(output, "results"))
     print(f"killed: {what}, with {done} results committed", flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -68,3 +69,15 @@ def test_names_stay_below_the_folder(name, folder):
 def test_an_unknown_kind_of_url_is_refused():
     with pytest.raises(ValueError, match="use a path, s3://"):
         Folder("nosuch://bucket/x")
+
+
+def test_writers_at_once_do_not_disturb_each_other(folder):
+    def write(number):
+        with folder.writing(f"{number}/a") as file:
+            folder.write(f"{number}/b", b"inner")
+            file.write(b"%d" % number)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(100)))
+    assert all(folder.read(f"{number}/a") == b"%d" % number for number in range(100))
+    assert len(folder.names()) == 200

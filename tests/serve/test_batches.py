@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import shutil
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import openai
 import pytest
@@ -270,3 +272,43 @@ def test_files_and_batches_belong_to_a_key(tmp_path, serving_of):
 def test_without_storage_there_is_no_such_route(server):
     with pytest.raises(openai.NotFoundError):
         server.openai.batches.list()
+
+
+def test_many_uploads_at_once_stay_apart(client):
+    with ThreadPoolExecutor(8) as pool:
+        found = list(
+            pool.map(
+                lambda n: client.files.create(file=(f"{n}.jsonl", b"x" * n), purpose="batch"),
+                range(1, 25),
+            )
+        )
+    assert [file.bytes for file in found] == list(range(1, 25))
+    assert len({file.id for file in found}) == 24
+
+
+def test_the_input_of_an_unfinished_batch_is_kept(client, runners, tmp_path):
+    batch = create(client, lines(line("a", "forever")))
+    with pytest.raises(openai.BadRequestError, match="cancel it first"):
+        client.files.delete(batch.input_file_id)
+    shutil.rmtree(tmp_path / "files" / batch.input_file_id)  # by somebody who does not ask
+    runners()
+    assert wait(client, batch, "failed").errors.data[0].code == "invalid_file"
+
+
+def test_a_batch_that_is_cancelled_before_it_begins_does_nothing(client, runners):
+    batch = create(client, lines(line("a"), line("b")))
+    client.batches.cancel(batch.id)
+    runner = runners()
+    assert wait(client, batch, "cancelled").request_counts.completed == 0
+    assert not runner.engine.requests
+
+
+def test_a_batch_takes_no_more_places_than_its_share(client, runners, served):
+    objects = [line(f"n{n}", "forever", n=2) for n in range(4)]
+    batch = create(client, lines(*objects, line("large", "forever", n=8)))
+    runner = runners(places=4)
+    served.steps_after(lambda: len(runner.engine.running) == 2)
+    time.sleep(0.2)
+    assert len(runner.engine.running) == 2, "two lines of two sequences each"
+    client.batches.cancel(batch.id)
+    wait(client, batch, "cancelled")
