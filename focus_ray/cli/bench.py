@@ -22,6 +22,7 @@ COMMANDS = {
     "kernels": ("kernels", "Every GPU kernel, at the shapes of SDAR-8B."),
     "moe": ("moe", "A mixture of experts, at the shapes of LLaDA2.0 and SDAR-30B-A3B."),
     "roofline": ("roofline", "The limits of the GPU, and how near to them a recorded run came."),
+    "batch": ("batch", "What an offline job keeps of the engine's speed."),
     "scaling": ("scaling", "How many times faster several GPUs answer than one."),
     "routing": ("routing", "How soon many replicas answer, by the way requests find theirs."),
     "profile": ("profile_step", "Where the time of one steady step goes."),
