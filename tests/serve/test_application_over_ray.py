@@ -47,6 +47,7 @@ def two_models(seed: int) -> ServeArgs:
             ),
         ),
         num_ingress_replicas=2,
+        batch_storage=None,
         api_keys=(KEY,),
     )
 

@@ -74,7 +74,7 @@ def handle(fake_engine_factory, free_port):
     from focus_ray.serve.router import router_config
 
     folder = Path(tempfile.mkdtemp(prefix="fr-", dir="/tmp"))  # Ray's sockets need a short path
-    args = ServeArgs(engine=EngineConfig(max_num_seqs=4), num_cpus=0.1)
+    args = ServeArgs(engine=EngineConfig(max_num_seqs=4), num_cpus=0.1, batch_storage=None)
     with LocalServer(
         args, "127.0.0.1", free_port, temp_dir=folder, engine_factory=fake_engine_factory
     ):

@@ -29,7 +29,13 @@ def server(free_port):
     """Ray's sockets need a short path, so not pytest's own."""
     folder = Path(tempfile.mkdtemp(prefix="fr-", dir="/tmp"))
     config = EngineConfig(tensor_parallel_size=2, max_num_seqs=8, **SETTINGS)
-    args = ServeArgs(served_model_name=("golden",), engine=config, num_cpus=0.5, max_handovers=0)
+    args = ServeArgs(
+        served_model_name=("golden",),
+        engine=config,
+        num_cpus=0.5,
+        max_handovers=0,
+        batch_storage=None,
+    )
     with LocalServer(args, "127.0.0.1", free_port, temp_dir=folder) as local:
         yield local
     shutil.rmtree(folder, ignore_errors=True)
