@@ -76,7 +76,9 @@ class BatchJob:
 
     def arguments(self, files: Sequence[InputFile]) -> dict[str, Any]:
         """All that decides what the records are."""
-        settings = self.engine.model_dump(mode="json", exclude_unset=True, exclude=set(FREE_FIELDS))
+        settings = self.engine.model_dump(
+            mode="json", exclude_defaults=True, exclude=set(FREE_FIELDS)
+        )
         return {
             "inputs": [file.identity() for file in files],
             "model": self.engine.model,
@@ -160,6 +162,8 @@ def run_job(
                 )
     finally:
         run.commit()
+    run.check_errors()
+    ledger.finish()
     return run.summarise()
 
 
@@ -213,6 +217,10 @@ class _Run:
         if len(self._pending) >= COMMIT_EVERY or now_s - self._committed_s > COMMIT_EVERY_S:
             self.commit()
         self._show(self._progress())
+        self.check_errors()
+
+    def check_errors(self) -> None:
+        """Raises JobFailed where there are more than the user wants."""
         errors, most = self._num_errors, self._job.max_errors
         if most is not None and errors > most:
             raise JobFailed(f"{errors} lines have errors, more than --max-errors {most}")

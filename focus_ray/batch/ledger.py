@@ -1,8 +1,8 @@
 """What is done of a job: shards of records, and the manifest that says which of them count.
 
 A shard is written first and named in the manifest then, each as a whole. A job that dies in
-between leaves a shard that nobody names; the next one removes it and does its lines again. So a
-line has one record or none, whatever is killed when. The manifest belongs to the job that wrote it
+between leaves a shard that nobody names; its lines are done again, and it is removed at the end. So
+a line has one record or none that counts, whatever is killed when. The manifest belongs to the job that wrote it
 last: another one that finds it changed stops.
 """
 
@@ -83,10 +83,6 @@ class Ledger:
             ERRORS: FORMATS["jsonl"],
         }
         self._manifest = self._taken_up(dict(arguments))
-        named = {name for shard in self.shards for name in (shard.results, shard.errors)}
-        for name in [*folder.names(RESULTS), *folder.names(ERRORS)]:
-            if name not in named:
-                folder.delete(name)
         self._done: dict[int, LineRanges] = {}
         self._counts: Counter[str] = Counter()
         for shard in self.shards:
@@ -141,10 +137,35 @@ class Ledger:
             lines=_by_file(new),
             counts=dict(counts),
         )
-        self._check_owner()
+        try:
+            self._check_owner()
+        except LostOwnership:
+            for file in filter(None, files.values()):
+                self._folder.delete(file)
+            raise
         self._manifest.shards.append(shard)
         self._save()
         self._mark(shard)
+
+    def finish(self) -> None:
+        """Leave nothing but what counts, when all lines have a record.
+
+        Not earlier: a job that was replaced may be about to name what it has written.
+
+        Raises:
+            LostOwnership: another job has taken up the folder.
+            ValueError: a file that counts is gone.
+        """
+        self._check_owner()
+        named = {name for shard in self.shards for name in (shard.results, shard.errors) if name}
+        found = {*self._folder.names(RESULTS), *self._folder.names(ERRORS)}
+        if gone := sorted(named - found):
+            raise ValueError(
+                f"{self._folder.url} has no {gone[0]}, which {MANIFEST} names; somebody removed "
+                "it. Give another folder, or put it back"
+            )
+        for name in found - named:
+            self._folder.delete(name)
 
     def _taken_up(self, arguments: dict[str, Any]) -> Manifest:
         owner = uuid.uuid4().hex[:8]

@@ -59,6 +59,10 @@ def test_too_many_errors_end_a_job(run):
     made.take([row(1, True)])
     with pytest.raises(JobFailed, match="2 lines have errors, more than --max-errors 1"):
         made.take([row(2, True)])
+    made.commit()
+    again, _ = run(max_errors=1)
+    with pytest.raises(JobFailed, match="more than --max-errors 1"):
+        again.check_errors()
 
 
 def test_an_engine_that_does_not_start_ends_a_job_with_the_reason(run):
@@ -84,4 +88,5 @@ def test_what_may_differ_when_a_job_goes_on():
 
     assert arguments(max_num_seqs=4) == arguments(max_num_seqs=8, gpu_memory_utilization=0.5)
     assert arguments(decoding="block") != arguments()
+    assert arguments(attend_cached=True) == arguments(), "said or not, it is the default"
     assert arguments(seed=1) != arguments(seed=2)

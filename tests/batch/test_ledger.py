@@ -69,8 +69,9 @@ def test_a_commit_that_is_cut_short_never_was(folder, monkeypatch, lost):
         ledger.commit({(0, 2): record("b")})
     monkeypatch.undo()
     again = Ledger(folder, ARGUMENTS)
-    assert committed(folder) == ["a"] and 2 not in again.done(0)
+    assert 2 not in again.done(0)
     again.commit({(0, 2): record("b again")})
+    again.finish()
     assert committed(folder) == ["a", "b again"]
 
 
@@ -79,9 +80,35 @@ def test_a_job_that_was_replaced_commits_nothing_more(folder):
     new = Ledger(folder, ARGUMENTS)
     with pytest.raises(LostOwnership):
         old.commit({(0, 1): record("old")})
+    assert committed(folder) == []
     new.commit({(0, 1): record("new")})
     assert [shard.num_results for shard in Ledger(folder, ARGUMENTS).shards] == [1]
     assert committed(folder) == ["new"]
+
+
+def test_what_an_old_job_names_in_the_last_moment_is_kept(folder, monkeypatch):
+    """Between the old job's look at the owner and its manifest, another job begins."""
+    old = Ledger(folder, ARGUMENTS)
+    save = old._save
+
+    def late():
+        Ledger(folder, ARGUMENTS)
+        save()
+
+    monkeypatch.setattr(old, "_save", late)
+    old.commit({(0, 1): record("old")})
+    last = Ledger(folder, ARGUMENTS)
+    last.commit({(0, 1): record("again"), (0, 2): record("new")})
+    last.finish()
+    assert committed(folder) == ["new", "old"]
+
+
+def test_a_file_that_counts_and_is_gone_is_missed(folder):
+    ledger = Ledger(folder, ARGUMENTS)
+    ledger.commit({(0, 1): record("a")})
+    folder.delete(folder.names("results")[0])
+    with pytest.raises(ValueError, match="which manifest.json names"):
+        ledger.finish()
 
 
 def test_other_arguments_are_refused_with_the_difference(folder):
