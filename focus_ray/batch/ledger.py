@@ -2,8 +2,8 @@
 
 A shard is written first and named in the manifest then, each as a whole. A job that dies in
 between leaves a shard that nobody names; its lines are done again, and it is removed at the end. So
-a line has one record or none that counts, whatever is killed when. The manifest belongs to the job that wrote it
-last: another one that finds it changed stops.
+a line has one record or none that counts, whatever is killed when. The manifest belongs to the job
+that wrote it last: another one that finds it changed stops.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ def test_a_file_that_counts_and_is_gone_is_missed(folder):
     ledger = Ledger(folder, ARGUMENTS)
     ledger.commit({(0, 1): record("a")})
     folder.delete(folder.names("results")[0])
-    with pytest.raises(ValueError, match="which manifest.json names"):
+    with pytest.raises(ValueError, match=r"which manifest\.json names"):
         ledger.finish()
 
 
