@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import gc
 import json
 import sys
 import tempfile
@@ -175,6 +176,10 @@ def run_bare(config: EngineConfig, prompts: Sequence[Prompt], args: argparse.Nam
                 watch.tell(tokens)
     run = watch.run("engine alone", ended, tokens)
     llm.close()
+    del llm, engine
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # the job's engine is to have the room
     return run
 
 

@@ -51,12 +51,12 @@ from focus_ray.benchmarks.expand_files import write_checkpoint
 from focus_ray.benchmarks.expand_fit import complete, fit, mask_token_id_of, spec_of
 from focus_ray.benchmarks.expand_routing import whitening_of
 from focus_ray.benchmarks.expand_weights import Expansion, layers_of
-from focus_ray.benchmarks.shapes import SHAPES, family_of
 from focus_ray.models.checkpoint import resolve_checkpoint
 from focus_ray.models.decoder import HEAD_WEIGHT, DecoderConfig, DecoderForCausalLM
 from focus_ray.models.loading import LoadedModel, load_model
 from focus_ray.models.moe import SparseMLP
 from focus_ray.models.sdar import SdarConfig, SdarForCausalLM
+from focus_ray.models.shapes import SHAPES, family_of
 from focus_ray.models.spec import read_spec
 
 DEFAULT_SMALL = "sdar-tiny"

@@ -8,11 +8,11 @@ from dataclasses import replace
 import torch
 
 from focus_ray.benchmarks.expand_values import stream_share
-from focus_ray.benchmarks.shapes import family_of
 from focus_ray.models.decoder import DecoderConfig
 from focus_ray.models.llada2 import Llada2Config
 from focus_ray.models.sdar import SdarConfig
 from focus_ray.models.sdar_moe import SdarMoeConfig
+from focus_ray.models.shapes import family_of
 from focus_ray.models.spec import ModelSpec
 
 # A whole number of times the small model's, so that its heads are repeated evenly.

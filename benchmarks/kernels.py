@@ -41,8 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from focus_ray.benchmarks.kernel_times import measure
     from focus_ray.benchmarks.report_file import write_json
     from focus_ray.benchmarks.sdar_step import QUICK_CONFIG, QUICK_SHAPES, SHAPES, Step
-    from focus_ray.benchmarks.shapes import SDAR_8B
     from focus_ray.benchmarks.timing import Timer
+    from focus_ray.models.shapes import SDAR_8B
 
     args = parse_arguments(arguments)
     command = sys.argv[1:] if arguments is None else list(arguments)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from focus_ray.benchmarks.shapes import LLADA2_FLASH, LLADA2_MINI, SDAR_30B_A3B
 from focus_ray.kernels.routing import (
     Routing,
     route_by_softmax,
@@ -20,6 +19,7 @@ from focus_ray.kernels.routing import (
 )
 from focus_ray.models.llada2 import Llada2Config
 from focus_ray.models.sdar_moe import SdarMoeConfig
+from focus_ray.models.shapes import LLADA2_FLASH, LLADA2_MINI, SDAR_30B_A3B
 
 SCALING = 2.5
 

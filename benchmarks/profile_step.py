@@ -29,12 +29,12 @@ from focus_ray.benchmarks.profile_kernels import Activity, activity_of, read_tra
 from focus_ray.benchmarks.profile_tables import print_profile
 from focus_ray.benchmarks.report_file import write_json
 from focus_ray.benchmarks.settings import engine_fields
-from focus_ray.benchmarks.shapes import SHAPES
 from focus_ray.benchmarks.workload import Lengths, bundled_prompts
 from focus_ray.config import EngineConfig
 from focus_ray.engine.assembly import assemble
 from focus_ray.engine.engine import Engine
 from focus_ray.errors import FocusRayError
+from focus_ray.models.shapes import SHAPES
 from focus_ray.sampling import SamplingParams
 
 STEPS = 20

@@ -40,11 +40,11 @@ from focus_ray.benchmarks.roofline_layers import Product, products_of
 from focus_ray.benchmarks.roofline_products import ProductTimes, measure_products
 from focus_ray.benchmarks.roofline_tables import print_ceilings, print_rooflines
 from focus_ray.benchmarks.sdar_step import QUICK_CONFIG
-from focus_ray.benchmarks.shapes import SHAPES
 from focus_ray.benchmarks.timing import Timer, measure_ceilings
 from focus_ray.errors import FocusRayError
 from focus_ray.models.decoder import DecoderConfig
 from focus_ray.models.registry import model_class
+from focus_ray.models.shapes import SHAPES
 
 COPY_BYTES, MATMUL_SIZE = 1 << 30, 8192
 QUICK_ROWS = (1, 4, 16)

@@ -18,11 +18,11 @@ from focus_ray.benchmarks.request_flags import (
 )
 from focus_ray.benchmarks.scaling_layouts import Layout, default_layouts
 from focus_ray.benchmarks.settings import engine_fields
-from focus_ray.benchmarks.shapes import SHAPES
 from focus_ray.cluster.telemetry import GpuTelemetry
 from focus_ray.config import DEFAULT_MODEL
 from focus_ray.models.base import ModelConfig
 from focus_ray.models.checkpoint import resolve_checkpoint
+from focus_ray.models.shapes import SHAPES
 from focus_ray.models.shard_sizes import possible_sizes, require_possible
 from focus_ray.models.spec import read_config
 from focus_ray.serve.model_args import RouterName

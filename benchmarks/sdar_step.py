@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from focus_ray.benchmarks.shapes import SDAR_8B
 from focus_ray.kernels.compact import Compacted, compact
 from focus_ray.kernels.retain import Retained, retain
 from focus_ray.kernels.rotary import rotary_table
@@ -19,6 +18,7 @@ from focus_ray.models.decoder import DecoderLayer
 from focus_ray.models.kv_cache import LayerKV
 from focus_ray.models.layers import SwiGLU
 from focus_ray.models.sdar import SdarConfig
+from focus_ray.models.shapes import SDAR_8B
 from focus_ray.models.step import StepTensors
 
 # Of a size at which the script itself can be looked at on a CPU.

@@ -15,8 +15,8 @@ from focus_ray.benchmarks.request_flags import (
     require_at_least,
 )
 from focus_ray.benchmarks.settings import FIELD_OF_NAME, engine_config, engine_fields
-from focus_ray.benchmarks.shapes import SHAPES
 from focus_ray.config import DEFAULT_MODEL, EngineConfig
+from focus_ray.models.shapes import SHAPES
 
 CONCURRENCIES = (1, 8, 32, 64, 128, 256, 512)
 MODES = (

@@ -15,12 +15,12 @@ import triton
 from focus_ray import __version__
 from focus_ray.benchmarks.expand import expand, random_model
 from focus_ray.benchmarks.prompt_source import lengths_of, prompts_from
-from focus_ray.benchmarks.shapes import SHAPES
 from focus_ray.benchmarks.throughput_flags import LEAST_PROMPTS, shared_fields
 from focus_ray.benchmarks.workload import Prompt
 from focus_ray.config import EngineConfig
 from focus_ray.models.checkpoint import resolve_checkpoint
 from focus_ray.models.loading import LoadedModel, find_weights, load_model
+from focus_ray.models.shapes import SHAPES
 from focus_ray.models.spec import read_config, read_spec
 
 

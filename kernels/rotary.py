@@ -32,6 +32,8 @@ def rotary_table(
     """
     if rotary_dim < 2 or rotary_dim % 2:
         raise ValueError(f"rotary_dim must be even and positive, got {rotary_dim}")
+    if torch.device(device).type == "meta":  # arithmetic there loads torch's compiler: seconds
+        return torch.empty(num_positions, 2, rotary_dim // 2, dtype=dtype, device=device)
     exponent_r2 = torch.arange(0, rotary_dim, 2, device=device).to(torch.float32) / rotary_dim
     frequency_r2 = 1.0 / theta**exponent_r2
     position_P = torch.arange(num_positions, device=device).to(torch.float32)

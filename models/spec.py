@@ -106,7 +106,7 @@ def read_spec(
         head_dim=config.head_dim,
         max_position_embeddings=config.max_position_embeddings,
         mask_token_id=_mask_token_id(path, config, special),
-        block_length=_block_length(config, name or path.resolve().name, block_length),
+        block_length=block_length_of(config, name or path.resolve().name, block_length),
         stop_token_ids=_stop_token_ids(path, config, generation, special),
         sampling=_sampling_defaults(path, generation),
         dtype=getattr(torch, config.dtype),
@@ -120,7 +120,12 @@ def _require_config(path: Path) -> dict[str, object]:
     return fields
 
 
-def _block_length(config: ModelConfig, name: str, explicit: int | None) -> int:
+def block_length_of(config: ModelConfig, name: str, explicit: int | None) -> int:
+    """Tokens per diffusion block: as set, else the configuration's, the name's, the family's.
+
+    Raises:
+        CheckpointError: the one that is set is impossible.
+    """
     if explicit is not None:
         if explicit < 1:
             raise CheckpointError(f"block_length must be at least 1, got {explicit}")

@@ -81,9 +81,11 @@ def test_wheel_holds_every_module(wheel_names: set[str]) -> None:
 
 
 def test_wheel_holds_the_data_files(wheel_names: set[str]) -> None:
+    folders = ("models/bundled", "cluster/configs")
     bundled = {
         f"focus_ray/{path.relative_to(ROOT).as_posix()}"
-        for path in (ROOT / "models" / "bundled").rglob("*")
+        for folder in folders
+        for path in (ROOT / folder).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
     dashboard = "focus_ray/cluster/grafana/focus-ray.json"

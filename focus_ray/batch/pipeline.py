@@ -107,7 +107,7 @@ def records(
             ),
             fn_constructor_args=(settings, engine_factory),
             ray_remote_args_fn=pool.actor_options,
-            **pool.rank.resources,
+            num_cpus=pool.rank.num_cpus,
         )
     yield from answered.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
 

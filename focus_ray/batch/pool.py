@@ -77,19 +77,23 @@ class EnginePool:
             remove_placement_group(group)
 
     def actor_options(self) -> dict[str, Any]:
-        """Ray's options of the next actor, which may have a placement group of its own."""
+        """Ray's options of the next actor, which may have a placement group of its own.
+
+        GPUs stand here, for where Ray Data knows of them it wants blocks to be of one size.
+        """
         name = f"{self._job}-{len(self._names)}"
         self._names.append(name)
         group_options = placement(self.config.tensor_parallel_size, self.rank.resources)
+        options: dict[str, Any] = {"name": name, "num_gpus": self.rank.num_gpus}
         if not group_options:
-            return {"name": name}
+            return options
         group = placement_group(
             group_options["placement_group_bundles"],
             strategy=group_options["placement_group_strategy"],
         )
         self._groups.append(group)
         strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
-        return {"name": name, "scheduling_strategy": strategy}
+        return {**options, "scheduling_strategy": strategy}
 
     def note_result(self) -> None:
         """Something came."""

@@ -7,7 +7,17 @@ from typing import Annotated
 import typer
 
 from focus_ray import __version__
-from focus_ray.cli import batch, bench, chat, doctor, generate, serve, status, trace
+from focus_ray.cli import (
+    batch,
+    bench,
+    chat,
+    cluster,
+    doctor,
+    generate,
+    serve,
+    status,
+    trace,
+)
 
 app = typer.Typer(
     help="Serve block-diffusion language models.",
@@ -28,6 +38,7 @@ for command in (
     app.command()(command)
 app.add_typer(batch.batch, name="batch")
 app.add_typer(bench.bench, name="bench")
+app.add_typer(cluster.cluster, name="cluster")
 
 
 def _show_version(wanted: bool) -> None:

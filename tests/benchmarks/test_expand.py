@@ -17,10 +17,10 @@ from torch import Tensor
 from focus_ray.benchmarks.expand import expand, random_model
 from focus_ray.benchmarks.expand_files import write_checkpoint
 from focus_ray.benchmarks.expand_layout import TINY
-from focus_ray.benchmarks.shapes import SDAR_8B
 from focus_ray.engine.tokenizer import Tokenizer
 from focus_ray.models.loading import LoadedModel, load_model
 from focus_ray.models.sdar import SdarConfig, SdarForCausalLM
+from focus_ray.models.shapes import SDAR_8B
 
 ROOT = Path(__file__).parents[2]
 

@@ -25,11 +25,11 @@ from focus_ray.benchmarks import expand as expand_module
 from focus_ray.benchmarks.expand import expand, random_model
 from focus_ray.benchmarks.expand_files import write_checkpoint
 from focus_ray.benchmarks.expand_layout import TINY
-from focus_ray.benchmarks.shapes import LLADA2_MINI, SDAR_30B_A3B, SHAPES, family_of
 from focus_ray.kernels.routing import Routing
 from focus_ray.models.decoder import DecoderConfig, DecoderForCausalLM
 from focus_ray.models.loading import LoadedModel, load_model
 from focus_ray.models.moe import Gate, SparseMLP
+from focus_ray.models.shapes import LLADA2_MINI, SDAR_30B_A3B, SHAPES, family_of
 
 # As of dense shapes; two more roundings in every layer move the mean by a twentieth.
 MORE_ROUNDING = 1.5

@@ -11,10 +11,10 @@ from expanded import GOLDEN
 
 from focus_ray.benchmarks.expand import expand
 from focus_ray.benchmarks.expert_load import ExpertLoad, count_experts
-from focus_ray.benchmarks.shapes import LLADA2_MINI, SDAR_30B_A3B
 from focus_ray.benchmarks.workload import Lengths, Prompt, bundled_prompts, random_prompts
 from focus_ray.engine.tokenizer import Tokenizer
 from focus_ray.models.loading import LoadedModel, load_model
+from focus_ray.models.shapes import LLADA2_MINI, SDAR_30B_A3B
 
 NUM_EXPERTS, NUM_CHOSEN = 256, 8
 

@@ -11,8 +11,8 @@ from focus_ray.benchmarks.roofline_bound import Ceilings, roofline_of
 from focus_ray.benchmarks.roofline_counts import counts_of, read_runs
 from focus_ray.benchmarks.roofline_layers import Product, products_of
 from focus_ray.benchmarks.roofline_products import ROWS, ProductTimes
-from focus_ray.benchmarks.shapes import SHAPES
 from focus_ray.models.sdar import SdarConfig
+from focus_ray.models.shapes import SHAPES
 
 CONFIG = SdarConfig(
     vocab_size=1000,

@@ -13,9 +13,9 @@ from focus_ray.benchmarks.roofline_bound import Ceilings, roofline_of
 from focus_ray.benchmarks.roofline_counts import RunCounts, read_runs
 from focus_ray.benchmarks.roofline_layers import Product, layer_products, products_of
 from focus_ray.benchmarks.roofline_products import ProductTimes, measure_products
-from focus_ray.benchmarks.shapes import LLADA2_MINI, SDAR_30B_A3B, SHAPES
 from focus_ray.errors import CheckpointError
 from focus_ray.models.decoder import DecoderConfig
+from focus_ray.models.shapes import LLADA2_MINI, SDAR_30B_A3B, SHAPES
 
 BYTES_PER_S = 1e12
 

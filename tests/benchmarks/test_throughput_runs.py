@@ -16,13 +16,13 @@ from focus_ray.benchmarks.roofline_bound import Ceilings, roofline_of
 from focus_ray.benchmarks.roofline_counts import read_runs
 from focus_ray.benchmarks.roofline_layers import products_of
 from focus_ray.benchmarks.roofline_products import ProductTimes
-from focus_ray.benchmarks.shapes import LLADA2_MINI, SHAPES
 from focus_ray.benchmarks.throughput_flags import parse_arguments
 from focus_ray.benchmarks.throughput_rows import (
     Row,
 )
 from focus_ray.benchmarks.throughput_setup import load, make_prompts
 from focus_ray.config import EngineConfig
+from focus_ray.models.shapes import LLADA2_MINI, SHAPES
 from focus_ray.sampling import SamplingParams
 
 

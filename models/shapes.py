@@ -1,6 +1,8 @@
-"""The published shapes; those that ``--shape`` names fit on one GPU."""
+"""The shapes of published checkpoints, for whoever must know them without a download."""
 
 from __future__ import annotations
+
+import re
 
 from focus_ray.models.decoder import DecoderConfig, DecoderForCausalLM
 from focus_ray.models.llada2 import Llada2Config
@@ -87,6 +89,24 @@ SHAPES: dict[str, DecoderConfig] = {
     "sdar-30b-a3b": SDAR_30B_A3B,
     "llada2.0-mini": LLADA2_MINI,
 }
+"""What ``--shape`` of benchmarks names; all fit on one GPU."""
+
+# Block lengths, and chat or base, change no shape; nor do the later stages of LLaDA2's training.
+_HUB_IDS = {
+    r"JetLM/SDAR-1\.7B-.+": SDAR_1_7B,
+    r"JetLM/SDAR-4B-.+": SDAR_4B,
+    r"JetLM/SDAR-8B-.+": SDAR_8B,
+    r"JetLM/SDAR-30B-A3B-.+": SDAR_30B_A3B,
+    r"inclusionAI/LLaDA2\.[01]-mini(-.+)?": LLADA2_MINI,
+    r"inclusionAI/LLaDA2\.[01]-flash(-.+)?": LLADA2_FLASH,
+}
+
+
+def shape_of(hub_id: str) -> DecoderConfig | None:
+    """The shape of a published checkpoint; None of one that is not known here."""
+    return next(
+        (shape for pattern, shape in _HUB_IDS.items() if re.fullmatch(pattern, hub_id)), None
+    )
 
 
 def family_of(config: DecoderConfig) -> tuple[str, type[DecoderForCausalLM]]:
