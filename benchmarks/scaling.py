@@ -34,7 +34,7 @@ from rich.console import Console
 from focus_ray import __version__
 from focus_ray.benchmarks.report_file import write_text
 from focus_ray.benchmarks.scaling_flags import parse_arguments
-from focus_ray.benchmarks.scaling_layouts import Layout, in_turns
+from focus_ray.benchmarks.scaling_layouts import ONE, Layout, in_turns
 from focus_ray.benchmarks.scaling_load import Clients
 from focus_ray.benchmarks.scaling_report import draw, print_rows, write_report
 from focus_ray.benchmarks.scaling_rows import Answers, Row, compare, row_of
@@ -79,7 +79,8 @@ class Scaling:
         self.skipped: list[str] = []
         self._args, self._console = args, console
         self._began_s = time.perf_counter()
-        self._start_s = self._run_s = 0.0  # the longest yet
+        self._around_s = self._run_s = 0.0  # the longest yet: what is around runs, and a run
+        self._running_s = 0.0  # all runs
         self._prompts: list[Prompt] = []
         self._facts: dict[str, Any] = {
             "command": command,
@@ -110,14 +111,17 @@ class Scaling:
                 known = Answers()
                 for turn in in_turns(args.layouts, args.num_devices):
                     title = f"{shape or args.model}, {', '.join(map(str, turn))}"
-                    if self._is_late(self._start_s + self._run_s):
+                    if self._is_late(self._around_s + self._run_s):
                         self.skipped.append(title)
                         continue
+                    began_s = time.perf_counter() - self._running_s
                     model = args.model
                     if shape is not None:
                         self._tell(f"{shape} as a checkpoint")
                         model = str(expanded(args, shape, args.checkpoints or Path(folder)))
                     self._turn(model, shape or args.model, turn, known, clients)
+                    ended_s = time.perf_counter() - self._running_s
+                    self._around_s = max(self._around_s, ended_s - began_s)
         self._write()
 
     def _turn(
@@ -127,7 +131,6 @@ class Scaling:
         began_s = time.perf_counter()
         with server_of(self._args, model, turn, self._tell) as server:
             start_s = time.perf_counter() - began_s
-            self._start_s = max(self._start_s, start_s)
             started = {"model": name, "layouts": [str(each) for each in turn], "start_s": start_s}
             self._facts["starts"].append(started)
             for layout in turn:
@@ -167,7 +170,8 @@ class Scaling:
             args.window_s,
             lambda: read_steps(url, str(layout)),
         )
-        self._run_s = max(self._run_s, time.perf_counter() - began_s)
+        run_s = time.perf_counter() - began_s
+        self._run_s, self._running_s = max(self._run_s, run_s), self._running_s + run_s
         tasks = [None if args.ignore_eos else prompt.task for prompt in self._prompts]
         return row_of(name, layout, concurrency, load, tasks, known)
 
@@ -186,10 +190,8 @@ class Scaling:
         args = self._args
         if args.json is not None:
             write_report(args.json, self._facts, self.rows, self.skipped)
-        if args.plot is not None and any(
-            (found := compare(row, self.rows)) and row.layout.num_devices > 1 and found.speed
-            for row in self.rows
-        ):
+        others = [row for row in self.rows if row.layout != ONE]
+        if args.plot is not None and any(compare(row, self.rows) for row in others):
             title = f"{args.model} on {self._facts['devices'][0]}"
             write_text(args.plot, draw(self.rows, title))
 

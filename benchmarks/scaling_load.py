@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from multiprocessing.sharedctypes import Synchronized
 from multiprocessing.synchronize import Event
 from typing import Any, Generic, Self, TypeVar
@@ -71,17 +71,16 @@ class Clients:
         )  # no fork of a process that has Ray's threads
         self._stop = context.Event()
         self._num_ended = context.Value("q", 0)
-        self._connections: list[Connection] = []
-        self._processes = []
-        for _ in range(number):
-            ours, theirs = context.Pipe()
-            self._connections.append(ours)
-            arguments = (theirs, self._stop, self._num_ended)
-            self._processes.append(context.Process(target=_serve, args=arguments, daemon=True))
+        self._pipes = [context.Pipe() for _ in range(number)]
+        self._processes = [
+            context.Process(target=_serve, args=(theirs, self._stop, self._num_ended), daemon=True)
+            for _, theirs in self._pipes
+        ]
 
     def __enter__(self) -> Self:
-        for process in self._processes:
+        for process, (_, theirs) in zip(self._processes, self._pipes, strict=True):
             process.start()
+            theirs.close()  # or the end of the process would not be seen
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -108,17 +107,19 @@ class Clients:
 
         Raises:
             ValueError: a request failed; says how.
+            EOFError: a process that asks is gone.
         """
         self._stop.clear()
         self._num_ended.value = 0
-        number = min(len(self._connections), concurrency, len(bodies))
-        used = self._connections[:number]
+        number = min(len(self._pipes), concurrency, len(bodies))
+        used = [ours for ours, _ in self._pipes[:number]]
         numbered = list(enumerate(bodies))
         for place, connection in enumerate(used):
             part = concurrency // number + (place < concurrency % number)
             connection.send(Share(url, numbered[place::number], part))
-        while self._num_ended.value < concurrency and not self._stop.is_set():
-            time.sleep(LOOK_EVERY_S)
+        while self._num_ended.value < concurrency and not self._stop.wait(LOOK_EVERY_S):
+            if wait(used, timeout=0):  # an answer before it was asked for: the process is gone
+                self._stop.set()
         start_s, before = time.perf_counter(), read()
         self._stop.wait(window_s)
         end_s, after = time.perf_counter(), read()

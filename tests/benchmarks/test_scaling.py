@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import multiprocessing
 from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from focus_ray.benchmarks import scaling
 from focus_ray.benchmarks.scaling_flags import parse_arguments
 from focus_ray.benchmarks.scaling_layouts import Layout, default_layouts, in_turns
-from focus_ray.benchmarks.scaling_load import Load
+from focus_ray.benchmarks.scaling_load import Load, Share, ask
 from focus_ray.benchmarks.scaling_report import draw
 from focus_ray.benchmarks.scaling_rows import (
     Answers,
@@ -21,7 +25,7 @@ from focus_ray.benchmarks.scaling_rows import (
     row_of,
     tokens_between,
 )
-from focus_ray.benchmarks.serving_client import Sent
+from focus_ray.benchmarks.serving_client import COMPLETIONS, Sent
 
 
 def sent(start_s, end_s, tokens=10, text="yes", events=2):
@@ -134,6 +138,52 @@ def test_flags_that_do_not_fit_are_refused(arguments, words, capsys):
         parse_arguments(["--num-devices", "4", *arguments], "")
     assert caught.value.code == 2
     assert words in capsys.readouterr().err
+
+
+async def asked(answer, stop_after, bodies, concurrency):
+    """What a process brings home whose requests are answered so, and how many were in flight."""
+    stop, num_ended = multiprocessing.Event(), multiprocessing.Value("q", 0)
+    num_open, most = 0, 0
+
+    async def handler(request):
+        nonlocal num_open, most
+        num_open += 1
+        most = max(most, num_open)
+        await asyncio.sleep(0.01)
+        num_open -= 1
+        if num_ended.value >= stop_after:
+            stop.set()
+        return answer(await request.json())
+
+    app = web.Application()
+    app.router.add_post(COMPLETIONS, handler)
+    async with TestServer(app) as server:
+        share = Share(str(server.make_url(COMPLETIONS)), bodies, concurrency)
+        found = await ask(share, stop, num_ended)
+    assert num_ended.value == len(found)
+    return found, most
+
+
+async def test_a_process_asks_in_turns_until_it_is_told_to_stop():
+    def answer(body):
+        events = {"choices": [{"text": body["prompt"]}], "usage": {"completion_tokens": 3}}
+        return web.Response(text=f"data: {json.dumps(events)}\n\ndata: [DONE]\n\n")
+
+    bodies = [(1, {"prompt": "odd"}), (4, {"prompt": "even"})]
+    found, most = await asked(answer, 7, bodies, 3)
+    assert most == 3 and len(found) >= 8
+    assert [number for number, _ in found[:5]] == [1, 4, 1, 4, 1]
+    assert {(number, each.text) for number, each in found} == {(1, "odd"), (4, "even")}
+    assert all(each.error is None for _, each in found), "what was in flight was waited for"
+
+
+async def test_a_process_stops_at_the_first_failure():
+    def refuse(body):
+        return web.json_response({"error": {"message": "no", "code": "full"}}, status=429)
+
+    found, _ = await asked(refuse, 1000, [(0, {})], 2)
+    assert len(found) <= 4
+    assert {each.error for _, each in found} == {"HTTP 429 full"}
 
 
 class FakeClients:
