@@ -76,7 +76,9 @@ def server_of(
         )
         for layout in turn
     )
-    served = ServeArgs(models=models, num_ingress_replicas=args.num_ingress_replicas)
+    served = ServeArgs(
+        models=models, num_ingress_replicas=args.num_ingress_replicas, batch_storage=None
+    )
     return LocalServer(served, "127.0.0.1", args.port, tell=tell, engine_factory=factory)
 
 

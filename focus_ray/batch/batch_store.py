@@ -6,6 +6,7 @@ and the last, whoever runs the batch the second.
 
 from __future__ import annotations
 
+import logging
 import re
 import secrets
 import time
@@ -28,6 +29,8 @@ Status = Literal[
     "expired",
 ]
 ENDED: frozenset[Status] = frozenset({"completed", "failed", "cancelled", "expired"})
+logger = logging.getLogger(__name__)
+
 _ID = re.compile(r"batch_[0-9a-f]{24}")
 
 
@@ -114,7 +117,12 @@ class BatchStore:
             known: by their ids, those that need not be read again: they never change.
         """
         names = [name for name in self.folder.names("batches") if name.endswith("/asked.json")]
-        found = [known.get(name.split("/")[1]) or self._asked(name) for name in names]
+        found = []
+        for name in names:
+            try:
+                found.append(known.get(name.split("/")[1]) or self._asked(name))
+            except ValueError:  # not of ours, or of another version
+                logger.warning("%s/%s is no batch", self.folder.url, name)
         return sorted(found, key=lambda asked: (asked.created, asked.id))
 
     def list(self, owner: str | None) -> list[AskedBatch]:
@@ -146,6 +154,12 @@ class BatchStore:
     def records(self, batch_id: str) -> Folder:
         """Where the ledger of a batch is kept."""
         return self.folder.below(f"batches/{batch_id}/records")
+
+    def forget_records(self, batch_id: str) -> None:
+        """When a batch has ended and its files are made."""
+        records = self.records(batch_id)
+        for name in records.names():
+            records.delete(name)
 
     def _asked(self, name: str) -> AskedBatch:
         return AskedBatch.model_validate_json(self.folder.read(name))

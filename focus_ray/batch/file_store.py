@@ -6,7 +6,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import BinaryIO
 
 from pydantic import BaseModel, ConfigDict
@@ -79,8 +79,12 @@ class FileStore:
     def list(self, owner: str | None) -> list[StoredFile]:
         """All files of an owner, the newest first."""
         names = [name for name in self._folder.names("files") if name.endswith("/about.json")]
-        found = (StoredFile.model_validate_json(self._folder.read(name)) for name in names)
-        mine = [file for file in found if file.owner == owner]
+        mine = []
+        for name in names:
+            with suppress(FileNotFoundError):  # deleted meanwhile
+                file = StoredFile.model_validate_json(self._folder.read(name))
+                if file.owner == owner:
+                    mine.append(file)
         return sorted(mine, key=lambda file: (file.created, file.id), reverse=True)
 
     @contextmanager

@@ -32,8 +32,10 @@ logger = logging.getLogger(__name__)
 POLL_S = 1.0
 WAIT_S = 0.05
 COMMIT_EVERY_S = 1.0
+SHARDS_PER_INTERVAL = 100
 ENGINE_RETRY_S = 2.0
 MAX_BATCHES = 4
+MAX_ATTEMPTS = 3
 MAX_REQUESTS = 50_000
 MAX_ERRORS_SHOWN = 100
 LINES_AT_ONCE = 64
@@ -66,8 +68,8 @@ class BatchRunner:
         while True:
             try:
                 await self.take_up()
-            except OSError:
-                logger.exception("the storage of batches does not answer; trying again")
+            except Exception:  # of storage; there may be others that can be run meanwhile
+                logger.exception("batches cannot be looked up; trying again")
             await asyncio.sleep(POLL_S)
 
     async def take_up(self) -> None:
@@ -203,11 +205,20 @@ class BatchRunner:
     async def _record(
         self, asked: AskedBatch, request: BatchRequest, key: str, model: ServedModel
     ) -> Record:
+        """Ask again where engines died of it or there was none, but not for ever: a line that kills
+        engines would otherwise do so until its batch expires.
+        """
+        attempt = 0
         while True:
+            attempt += 1
+            name = f"{key}-{attempt}"  # the last engine may be alive, and still at it
             try:
-                return await record_of(request, model.client, key=key, names=model.names)
+                return await record_of(request, model.client, key=name, names=model.names)
             except EngineDead as death:
-                logger.warning("batch %s waits for an engine: %s", asked.id, death)
+                logger.warning("batch %s, %s: %s", asked.id, request.custom_id, death)
+                attempt -= not model.client.num_engines()  # it was none of this line's doing
+                if attempt >= MAX_ATTEMPTS:
+                    return error_record(key, request.custom_id, death, None)
                 await asyncio.sleep(ENGINE_RETRY_S)
 
     def _finalize(self, asked: AskedBatch, state: BatchState) -> None:
@@ -228,6 +239,7 @@ class BatchRunner:
         else:
             state.enter("expired")
         self._batches.save(asked.id, state)
+        self._batches.forget_records(asked.id)  # they are in the two files
 
     def _joined(
         self, asked: AskedBatch, folder: Folder, names: Sequence[str], kind: str
@@ -279,7 +291,9 @@ class _Work:
 
     async def commit_now_and_then(self) -> bool:
         """Commit if it is time to; whether it was."""
-        if time.monotonic() - self._committed_s < COMMIT_EVERY_S:
+        # The manifest is written as a whole, and grows: less often the more there is in it.
+        every_s = COMMIT_EVERY_S * (1 + len(self._ledger.shards) / SHARDS_PER_INTERVAL)
+        if time.monotonic() - self._committed_s < every_s:
             return False
         await self.commit()
         return True

@@ -312,3 +312,30 @@ def test_a_batch_takes_no_more_places_than_its_share(client, runners, served):
     assert len(runner.engine.running) == 2, "two lines of two sequences each"
     client.batches.cancel(batch.id)
     wait(client, batch, "cancelled")
+
+
+def test_a_line_that_engines_die_of_is_given_up(client, runners):
+    batch = create(client, lines(line("a"), line("deadly", "dies midway " * 3), line("c")))
+    runners()
+    batch = wait(client, batch, "completed")
+    assert (batch.request_counts.completed, batch.request_counts.failed) == (2, 1)
+    [failed] = output(client, batch.error_file_id)
+    assert failed["custom_id"] == "deadly" and failed["response"]["status_code"] == 503
+
+
+def test_nothing_is_left_of_answers_that_were_deleted(client, runners, tmp_path):
+    batch = create(client, lines(line("a", "a secret")))
+    runners()
+    batch = wait(client, batch, "completed")
+    client.files.delete(batch.output_file_id)
+    client.files.delete(batch.input_file_id)
+    kept = [file.read_text() for file in tmp_path.rglob("*") if file.is_file()]
+    assert kept and not any("secret" in text for text in kept)
+
+
+def test_a_file_that_is_no_batch_stops_no_other(client, runners, tmp_path):
+    odd = tmp_path / "batches" / "batch_x" / "asked.json"
+    odd.parent.mkdir(parents=True)
+    odd.write_text("{}")
+    runners()
+    wait(client, create(client, lines(line("a"))), "completed")
