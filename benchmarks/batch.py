@@ -15,6 +15,7 @@ import argparse
 import datetime
 import gc
 import json
+import shlex
 import sys
 import tempfile
 import time
@@ -118,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.json is not None:
         has_gpu = torch.cuda.is_available()
         facts = {
-            "command": ["focus-ray", "bench", "batch", *(arguments or sys.argv[1:])],
+            "command": shlex.join(["focus-ray", "bench", "batch", *(arguments or sys.argv[1:])]),
             "date": datetime.date.today().isoformat(),
             "device": torch.cuda.get_device_name() if has_gpu else "CPU",
             "torch": torch.__version__,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 LENGTHS = ("input_len", "output_len")
 RATIOS = ("range_ratio", "output_range_ratio")
@@ -66,6 +67,17 @@ def require_at_least(args: argparse.Namespace, least: dict[str, int]) -> None:
         value = getattr(args, name)
         if value is not None and not value >= bound:
             raise ValueError(f"{flag_of(name)} must be at least {bound}, got {value}")
+
+
+def require_above_zero(args: argparse.Namespace, names: Sequence[str]) -> None:
+    """Refuse durations and rates that are none.
+
+    Raises:
+        ValueError: names flag and value.
+    """
+    for name in names:
+        if not (value := getattr(args, name)) > 0:
+            raise ValueError(f"{flag_of(name)} must be above 0, got {value}")
 
 
 def flag_of(name: str) -> str:

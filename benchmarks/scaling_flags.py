@@ -13,7 +13,7 @@ from focus_ray.benchmarks.report_file import refuse_folder
 from focus_ray.benchmarks.request_flags import (
     add_request_flags,
     complete_requests,
-    flag_of,
+    require_above_zero,
     require_at_least,
 )
 from focus_ray.benchmarks.scaling_layouts import Layout, default_layouts
@@ -101,9 +101,7 @@ def _complete(args: argparse.Namespace) -> None:
         ValueError: names the flag.
     """
     require_at_least(args, LEAST)
-    for name in POSITIVE:
-        if not (value := getattr(args, name)) > 0:
-            raise ValueError(f"{flag_of(name)} must be above 0, got {value}")
+    require_above_zero(args, POSITIVE)
     is_stepped = args.step_ms is not None
     if is_stepped and not args.step_ms > 0:
         raise ValueError(f"--step-ms must be above 0, got {args.step_ms}")

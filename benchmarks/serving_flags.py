@@ -12,7 +12,7 @@ from focus_ray.benchmarks.report_file import refuse_folder
 from focus_ray.benchmarks.request_flags import (
     add_request_flags,
     complete_requests,
-    flag_of,
+    require_above_zero,
     require_at_least,
 )
 from focus_ray.benchmarks.serving_client import CHAT, COMPLETIONS
@@ -86,9 +86,7 @@ def _complete(args: argparse.Namespace) -> None:
         ValueError: names the flag.
     """
     require_at_least(args, LEAST)
-    for name in POSITIVE:
-        if not (value := getattr(args, name)) > 0:
-            raise ValueError(f"{flag_of(name)} must be above 0, got {value}")
+    require_above_zero(args, POSITIVE)
     complete_requests(args)
     is_random = args.dataset_name == "random"
     if args.endpoint is None:
