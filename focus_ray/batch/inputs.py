@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
 import fsspec  # type: ignore[import-untyped]
@@ -51,15 +51,13 @@ class Piece:
         start: byte at which the first line begins, or the number of the row group.
         size: bytes; 0 for a row group.
         first_line: its number in the file, from 1.
-        num_lines: blank ones included.
-        lines: those of them that are requests.
+        lines: those that are requests and to be done.
     """
 
     file: int
     start: int
     size: int
     first_line: int
-    num_lines: int
     lines: LineRanges
 
     def without(self, done: LineRanges) -> Piece | None:
@@ -72,8 +70,7 @@ class Piece:
         ]
         if not left:
             return None
-        lines = LineRanges.of(left)
-        return Piece(self.file, self.start, self.size, self.first_line, self.num_lines, lines)
+        return replace(self, lines=LineRanges.of(left))
 
 
 def find_inputs(given: Sequence[str]) -> list[InputFile]:
@@ -138,17 +135,10 @@ def _runs_of_lines(number: int, file: BinaryIO, lines_per_piece: int) -> Iterato
         line += 1
         if line - first_line == lines_per_piece:
             if requests:
-                yield _run(number, start, end, first_line, line, requests)
+                yield Piece(number, start, end - start, first_line, LineRanges.of(requests))
             start, first_line, requests = end, line, []
     if requests:
-        yield _run(number, start, end, first_line, line, requests)
-
-
-def _run(
-    number: int, start: int, end: int, first_line: int, line: int, requests: Sequence[int]
-) -> Piece:
-    lines = LineRanges.of(requests)
-    return Piece(number, start, end - start, first_line, line - first_line, lines)
+        yield Piece(number, start, end - start, first_line, LineRanges.of(requests))
 
 
 def _split(data: bytes) -> list[bytes]:
@@ -165,7 +155,7 @@ def _row_groups(number: int, file: BinaryIO) -> Iterator[Piece]:
         rows = metadata.row_group(group).num_rows
         if rows:
             lines = LineRanges([(first, first + rows - 1)])
-            yield Piece(number, group, 0, first, rows, lines)
+            yield Piece(number, group, 0, first, lines)
         first += rows
 
 
