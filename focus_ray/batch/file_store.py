@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import secrets
 import time
@@ -48,9 +49,16 @@ class FileStore:
         filename: str,
         purpose: str,
         owner: str | None,
+        *,
+        made_for: str | None = None,
     ) -> StoredFile:
-        """Keep what ``write`` writes; it is there as a whole or not at all."""
-        file_id = f"file-{secrets.token_hex(12)}"
+        """Keep what ``write`` writes; it is there as a whole or not at all.
+
+        Args:
+            made_for: names the file, so that who makes it again, after a kill, replaces it.
+        """
+        name = secrets.token_hex(12) if made_for is None else _digest(made_for)
+        file_id = f"file-{name}"
         with self._folder.writing(_content(file_id)) as content:
             write(content)
         file = StoredFile(
@@ -98,6 +106,10 @@ class FileStore:
         self.get(file_id, owner)
         self._folder.delete(_about(file_id))
         self._folder.delete(_content(file_id))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
 def _about(file_id: str) -> str:

@@ -58,11 +58,19 @@ def error_record(key: str, custom_id: str, error: Exception, source: Source | No
     return Record(_line(key, custom_id, kind_of(error).status, body, source), True)
 
 
+def unrun_record(key: str, custom_id: str, code: str, message: str) -> Record:
+    """Of a line that was never run: its batch ended before."""
+    error = json.dumps({"code": code, "message": message})
+    return Record(f'{{{_head(key, custom_id)}, "response": null, "error": {error}}}', True)
+
+
 def _line(key: str, custom_id: str, status: int, body: str, source: Source | None) -> str:
     response = f'{{"status_code": {status}, "request_id": "{key}", "body": {body}}}'
     where = ""
     if source is not None:
         where = f', "source": {json.dumps({"file": source.file, "line": source.line})}'
-    name = json.dumps(custom_id)
-    head = f'"id": "batch_req_{key}", "custom_id": {name}'
-    return f'{{{head}, "response": {response}, "error": null{where}}}'
+    return f'{{{_head(key, custom_id)}, "response": {response}, "error": null{where}}}'
+
+
+def _head(key: str, custom_id: str) -> str:
+    return f'"id": "batch_req_{key}", "custom_id": {json.dumps(custom_id)}'

@@ -10,10 +10,12 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import ray
 from fastapi import FastAPI
+from prometheus_client import Metric
 from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.handle import DeploymentHandle
@@ -32,7 +34,7 @@ from focus_ray.serve.logs import log_through_serve
 from focus_ray.serve.model_args import AutoscalingArgs, ModelArgs
 from focus_ray.serve.overload import OverloadGuard
 from focus_ray.serve.placing import Placed, place
-from focus_ray.serve.ray_client import RayEngineClient
+from focus_ray.serve.ray_client import RayEngineClient, metrics_of
 from focus_ray.serve.replica import Replica
 from focus_ray.serve.router import router_config
 from focus_ray.serve.served_models import ServedModel, ServedModels
@@ -81,13 +83,15 @@ class IngressDeployment:
         batches: DeploymentHandle[Any] | None = None,
     ) -> None:
         log_through_serve(os.environ)
-        self._batches = batches  # never called: what Serve deploys is what somebody is bound to
+        self._batches = batches
         self._models = list(zip(names, engines, places_per_engine, strict=True))
         self._settings = settings
         self._name = serve.get_replica_context().replica_id.unique_id
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_app([self._served(*model) for model in self._models], self._settings)
+        more_metrics = () if self._batches is None else (partial(metrics_of, self._batches),)
+        models = [self._served(*model) for model in self._models]
+        return create_app(models, self._settings, more_metrics)
 
     def _served(
         self, names: tuple[str, ...], engines: DeploymentHandle[Any], places_per_engine: int
@@ -114,6 +118,10 @@ class BatchDeployment:
         ]
         self._runner = BatchRunner(Folder(folder), ServedModels(models), places_per_engine)
         self._task = asyncio.get_event_loop().create_task(self._runner.run())
+
+    async def metrics(self) -> list[Metric]:
+        """Families for Prometheus."""
+        return self._runner.metrics()
 
     async def check_health(self) -> None:
         """Serve replaces this replica when it raises."""

@@ -12,19 +12,23 @@ import logging
 import secrets
 import time
 from collections import Counter
-from collections.abc import Coroutine, Iterator, Sequence
-from typing import Any, BinaryIO
+from collections.abc import Coroutine, Iterator
+from itertools import chain
+from typing import Any, BinaryIO, Literal
+
+from prometheus_client import Metric
 
 from focus_ray.batch.answering import record_of
 from focus_ray.batch.batch_store import ENDED, AskedBatch, BatchState, BatchStore
 from focus_ray.batch.file_store import FileStore
 from focus_ray.batch.ledger import Ledger, LostOwnership, Place
 from focus_ray.batch.lines import BatchRequest, custom_id_of, is_blank, parse_line, request_line
-from focus_ray.batch.records import Record, Source, error_record, request_key
+from focus_ray.batch.records import Record, Source, error_record, request_key, unrun_record
 from focus_ray.batch.storage import Folder
 from focus_ray.errors import EngineDead, RequestRejected
 from focus_ray.openai.error_kinds import NoSuchObject
 from focus_ray.openai.replies import BatchErrorEntry
+from focus_ray.serve.batch_metrics import NO_MODEL, BatchMetrics
 from focus_ray.serve.served_models import ServedModel, ServedModels
 
 logger = logging.getLogger(__name__)
@@ -39,6 +43,13 @@ MAX_ATTEMPTS = 3
 MAX_REQUESTS = 50_000
 MAX_ERRORS_SHOWN = 100
 LINES_AT_ONCE = 64
+
+Ended = Literal["completed", "cancelled", "expired"]
+# What is said of lines that were not run; the codes are OpenAI's.
+UNRUN = {
+    "cancelled": "The batch was cancelled before this request was run.",
+    "expired": "The batch's completion window ended before this request was run.",
+}
 
 
 class BatchRunner:
@@ -57,7 +68,9 @@ class BatchRunner:
         self._models = models
         self._places_per_engine = places_per_engine
         self._open: Counter[str] = Counter()  # sequences before engines, by the model's first name
+        self._metrics = BatchMetrics()
         self._known: dict[str, AskedBatch] = {}
+        self._waiting: set[str] = set()
         self._ended: set[str] = set()
         self._running: dict[str, asyncio.Task[None]] = {}
         # An engine may still be busy with what a predecessor asked, under its name.
@@ -72,20 +85,29 @@ class BatchRunner:
                 logger.exception("batches cannot be looked up; trying again")
             await asyncio.sleep(POLL_S)
 
+    def metrics(self) -> list[Metric]:
+        """Families for Prometheus, with values as of now."""
+        num_running = sum(not task.done() for task in self._running.values())
+        return self._metrics.collect(num_running, len(self._waiting), self._open)
+
     async def take_up(self) -> None:
         """Begin with batches that wait, as far as there is room."""
         self._running = {name: task for name, task in self._running.items() if not task.done()}
         for asked in await asyncio.to_thread(self._batches.all, self._known):
             self._known[asked.id] = asked
-            if len(self._running) >= MAX_BATCHES:
-                return
+            has_room = len(self._running) < MAX_BATCHES
             if asked.id in self._running or asked.id in self._ended:
                 continue
+            if asked.id in self._waiting and not has_room:
+                continue
             state = await asyncio.to_thread(self._batches.state, asked.id)
+            self._waiting.discard(asked.id)
             if state.status in ENDED:
                 self._ended.add(asked.id)
-            else:
+            elif has_room:
                 self._running[asked.id] = asyncio.create_task(self._guarded(asked, state))
+            else:
+                self._waiting.add(asked.id)
 
     async def _guarded(self, asked: AskedBatch, state: BatchState) -> None:
         try:
@@ -101,15 +123,14 @@ class BatchRunner:
             state = await asyncio.to_thread(self._validated, asked)
         if state.status == "failed":
             return
-        if state.status == "in_progress":
-            try:
+        try:
+            if state.status == "in_progress":
                 await self._lines(asked, state)
-            except NoSuchObject as error:
-                state.errors = [_entry("invalid_file", str(error), None, "input_file_id")]
-                state.enter("failed")
-                await asyncio.to_thread(self._batches.save, asked.id, state)
-                return
-        await asyncio.to_thread(self._finalize, asked, state)
+            await asyncio.to_thread(self._finalize, asked, state)
+        except NoSuchObject as error:
+            state.errors = [_entry("invalid_file", str(error), None, "input_file_id")]
+            state.enter("failed")
+            await asyncio.to_thread(self._batches.save, asked.id, state)
 
     def _validated(self, asked: AskedBatch) -> BatchState:
         state = BatchState()
@@ -184,7 +205,8 @@ class BatchRunner:
             _, model = self._models.find(request.body.model)
         except RequestRejected as error:
             name = custom_id_of(raw) or str(number)
-            work.records[0, number] = error_record(key, name, error, None)
+            work.records[0, number] = record = error_record(key, name, error, None)
+            self._metrics.count(NO_MODEL, record)
             return True
         size, name = request.num_sequences, model.names[0]
         while self._open[name] and self._open[name] + size > self._places(model):
@@ -195,7 +217,9 @@ class BatchRunner:
 
         async def ask() -> None:
             try:
-                work.records[0, number] = await self._record(work.asked, request, key, model)
+                record = await self._record(work.asked, request, key, model)
+                work.records[0, number] = record
+                self._metrics.count(name, record)
             finally:
                 self._open[name] -= size
 
@@ -227,32 +251,41 @@ class BatchRunner:
             self._batches.save(asked.id, state)
         folder = self._batches.records(asked.id)
         ledger = Ledger(folder, {"batch": asked.id})
+        state.completed, state.failed = ledger.num_results, ledger.num_errors
+        end: Ended = "completed"
+        if state.completed + state.failed < state.total:
+            end = "expired" if self._batches.cancelled_at(asked.id) is None else "cancelled"
         results = [shard.results for shard in ledger.shards if shard.results]
         errors = [shard.errors for shard in ledger.shards if shard.errors]
-        state.output_file_id = self._joined(asked, folder, results, "output")
-        state.error_file_id = self._joined(asked, folder, errors, "error")
-        state.completed, state.failed = ledger.num_results, ledger.num_errors
-        if state.completed + state.failed == state.total:
-            state.enter("completed")
-        elif self._batches.cancelled_at(asked.id) is not None:
-            state.enter("cancelled")
-        else:
-            state.enter("expired")
+        if results:
+            pieces: Iterator[bytes] = map(folder.read, results)
+            state.output_file_id = self._file(asked, "output", pieces)
+        if errors or end != "completed":
+            pieces = chain(map(folder.read, errors), self._unrun(asked, ledger, end))
+            state.error_file_id = self._file(asked, "error", pieces)
+        state.enter(end)
         self._batches.save(asked.id, state)
         self._batches.forget_records(asked.id)  # they are in the two files
 
-    def _joined(
-        self, asked: AskedBatch, folder: Folder, names: Sequence[str], kind: str
-    ) -> str | None:
-        if not names:
-            return None
+    def _unrun(self, asked: AskedBatch, ledger: Ledger, end: Ended) -> Iterator[bytes]:
+        """Lines of the error file for what the batch did not come to."""
+        if end == "completed":
+            return
+        for number, raw in self._read(asked):
+            if number not in ledger.done(0):
+                name = custom_id_of(raw) or str(number)
+                key = request_key(asked.id, Source(asked.input_file_id, number))
+                record = unrun_record(key, name, f"batch_{end}", UNRUN[end])
+                yield f"{record.text}\n".encode()
+
+    def _file(self, asked: AskedBatch, kind: str, pieces: Iterator[bytes]) -> str:
+        """A file that another runner, if this one dies before it is known, makes once more."""
+        name = f"{asked.id}_{kind}.jsonl"
 
         def write(file: BinaryIO) -> None:
-            for name in names:
-                file.write(folder.read(name))
+            file.writelines(pieces)
 
-        filename = f"{asked.id}_{kind}.jsonl"
-        return self._files.add(write, filename, "batch_output", asked.owner).id
+        return self._files.add(write, name, "batch_output", asked.owner, made_for=name).id
 
     def _read(self, asked: AskedBatch) -> Iterator[tuple[int, bytes]]:
         self._files.get(asked.input_file_id, asked.owner)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from prometheus_client import CONTENT_TYPE_LATEST
+from prometheus_client import CONTENT_TYPE_LATEST, Metric
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from focus_ray import __version__
@@ -43,6 +43,7 @@ from focus_ray.serve.metrics import as_text, merge_families
 from focus_ray.serve.request_record import AccessLog, new_id
 from focus_ray.serve.served_models import ServedModel, ServedModels
 
+AsksMetrics = Callable[[], Awaitable[list[Metric]]]
 # Requests that bring the same one belong together.
 SESSION_HEADER = "X-Session-Id"
 CHAT_EXAMPLE = {"messages": [{"role": "user", "content": "What is 17 + 25?"}], "max_tokens": 128}
@@ -98,11 +99,18 @@ class Ingress:
     Args:
         models: at least one, with names of its own.
         settings: the HTTP side's own.
+        more_metrics: what has metric families besides the models.
     """
 
-    def __init__(self, models: Sequence[ServedModel], settings: IngressSettings) -> None:
+    def __init__(
+        self,
+        models: Sequence[ServedModel],
+        settings: IngressSettings,
+        more_metrics: Sequence[AsksMetrics],
+    ) -> None:
         self._models = ServedModels(models)
         self._settings = settings
+        self._asks_metrics = [*(model.client.metrics for model in models), *more_metrics]
         self._started = now()
 
     async def chat_completions(self, request: Request) -> Response:
@@ -155,9 +163,9 @@ class Ingress:
         return Response()
 
     async def metrics(self) -> Response:
-        """Prometheus metrics of all engines."""
+        """Prometheus metrics of all engines, and of what else there is."""
         timeout_s = self._settings.health_timeout_s
-        asked = asyncio.gather(*(model.client.metrics() for model in self._models))
+        asked = asyncio.gather(*(ask() for ask in self._asks_metrics))
         families = merge_families(await asyncio.wait_for(asked, timeout_s))
         return Response(as_text(families), media_type=CONTENT_TYPE_LATEST)
 
@@ -201,9 +209,13 @@ class Ingress:
         return hash_of(request.headers.get("authorization", "").partition(" ")[2])
 
 
-def create_app(models: Sequence[ServedModel], settings: IngressSettings) -> FastAPI:
-    """The ASGI application over the served models."""
-    ingress = Ingress(models, settings)
+def create_app(
+    models: Sequence[ServedModel],
+    settings: IngressSettings,
+    more_metrics: Sequence[AsksMetrics] = (),
+) -> FastAPI:
+    """The ASGI application over the served models; arguments as of ``Ingress``."""
+    ingress = Ingress(models, settings, more_metrics)
     app = FastAPI(title="focus-ray", version=__version__)
     app.add_middleware(AccessLog)
     http_errors.install(app)

@@ -85,7 +85,7 @@ class RayEngineClient:
 
     async def check_alive(self, timeout_s: float) -> None:
         """EngineDead if no replica's engine answers."""
-        answers = await self._ask_all("check_alive", timeout_s, timeout_s)
+        answers = await _ask_all(self._handle, "check_alive", timeout_s, timeout_s)
         errors = [answer for answer in answers if isinstance(answer, BaseException)]
         if len(errors) < len(answers):
             return
@@ -116,16 +116,24 @@ class RayEngineClient:
 
     async def metrics(self) -> list[Metric]:
         """Metric families of all replicas; one that does not answer is left out."""
-        answers = await self._ask_all("metrics", REPLICA_GRACE_S)
-        return merge_families(a for a in answers if not isinstance(a, BaseException))
+        return await metrics_of(self._handle)
 
-    async def _ask_all(self, method: str, timeout_s: float, *args: object) -> list[Any]:
-        response = self._handle.broadcast(method, *args)
-        try:
-            results = response.results_async(return_exceptions=True)
-            return cast("list[Any]", await asyncio.wait_for(results, timeout_s + REPLICA_GRACE_S))
-        except TimeoutError:
-            return [EngineDead(f"no engine answered within {timeout_s} s")]
+
+async def metrics_of(handle: DeploymentHandle[Any]) -> list[Metric]:
+    """Of all replicas of a deployment that have ``metrics``; what does not answer is left out."""
+    answers = await _ask_all(handle, "metrics", REPLICA_GRACE_S)
+    return merge_families(a for a in answers if not isinstance(a, BaseException))
+
+
+async def _ask_all(
+    handle: DeploymentHandle[Any], method: str, timeout_s: float, *args: object
+) -> list[Any]:
+    response = handle.broadcast(method, *args)
+    try:
+        results = response.results_async(return_exceptions=True)
+        return cast("list[Any]", await asyncio.wait_for(results, timeout_s + REPLICA_GRACE_S))
+    except TimeoutError:
+        return [EngineDead(f"no engine answered within {timeout_s} s")]
 
 
 @contextmanager

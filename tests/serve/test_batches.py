@@ -112,6 +112,13 @@ def output(client, file_id):
     return [json.loads(each) for each in client.files.content(file_id).text.splitlines()]
 
 
+def unrun(client, batch):
+    """Codes of the lines that the batch did not come to, by their names."""
+    entries = output(client, batch.error_file_id)
+    assert all(each["response"] is None and each["error"]["message"] for each in entries)
+    return {each["custom_id"]: each["error"]["code"] for each in entries}
+
+
 def test_upload_create_poll_download(client, runners):
     batch = create(
         client,
@@ -184,6 +191,8 @@ def test_cancelling_keeps_what_is_done(client, served, runners):
     assert client.batches.cancel(batch.id).status == "cancelling"
     batch = wait(client, batch, "cancelled")
     assert [each["custom_id"] for each in output(client, batch.output_file_id)] == ["quick"]
+    assert unrun(client, batch) == {f"n{n}": "batch_cancelled" for n in range(5)}
+    assert (batch.request_counts.completed, batch.request_counts.failed) == (1, 0)
     served.steps_after(lambda: not runner.engine.running)
     with pytest.raises(openai.BadRequestError, match="completed already"):
         client.batches.cancel(wait(client, create(client, lines(line("a"))), "completed").id)
@@ -195,7 +204,9 @@ def test_a_batch_whose_time_is_over_expires_with_what_is_done(client, runners, t
     asked = store.get(batch.id, None).model_copy(update={"expires": int(time.time()) - 1})
     store.folder.write(f"batches/{batch.id}/asked.json", asked.model_dump_json().encode())
     runners()
-    assert wait(client, batch, "expired").output_file_id is None
+    batch = wait(client, batch, "expired")
+    assert batch.output_file_id is None
+    assert unrun(client, batch) == {"a": "batch_expired"}
 
 
 def test_files_are_listed_read_and_deleted(client):
@@ -321,6 +332,25 @@ def test_a_line_that_engines_die_of_is_given_up(client, runners):
     assert (batch.request_counts.completed, batch.request_counts.failed) == (2, 1)
     [failed] = output(client, batch.error_file_id)
     assert failed["custom_id"] == "deadly" and failed["response"]["status_code"] == 503
+
+
+def test_a_kill_before_the_end_is_known_leaves_each_file_once(client, runners, monkeypatch):
+    save, killed = BatchStore.save, []
+
+    def dies_once(self, batch_id, state):
+        if state.status == "completed" and not killed:
+            killed.append(batch_id)
+            raise OSError("no power")
+        save(self, batch_id, state)
+
+    monkeypatch.setattr(BatchStore, "save", dies_once)
+    batch = create(client, lines(line("a"), line("b", model="other")))
+    runners()
+    batch = wait(client, batch, "completed")
+    assert killed
+    kept = {file.id for file in client.files.list(purpose="batch_output")}
+    assert kept == {batch.output_file_id, batch.error_file_id}
+    assert [each["custom_id"] for each in output(client, batch.output_file_id)] == ["a"]
 
 
 def test_nothing_is_left_of_answers_that_were_deleted(client, runners, tmp_path):

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from focus_ray.batch.records import Record
 from focus_ray.cluster.telemetry import GpuReading
 from focus_ray.config import EngineConfig
+from focus_ray.serve.batch_metrics import BatchMetrics
 from focus_ray.serve.gpu_metrics import gpu_families
 from focus_ray.serve.metrics import PREFIX
 from focus_ray.serve.overload import OverloadGuard
@@ -37,7 +39,13 @@ def families(fake_engine_factory):
     replica = Replica(EngineConfig(device="cpu"), "fake", engine_factory=fake_engine_factory)
     guard = OverloadGuard(replica, 1, "fake", "ingress-0")
     gpus = [GpuReading("GPU-1", "H200", 1.0, 2.0, 0.5, 300.0, 40.0)]
-    found = [*asyncio.run(guard.metrics()), *gpu_families(gpus, "fake", "0")]
+    batches = BatchMetrics()
+    batches.count("fake", Record("{}", is_error=False))
+    found = [
+        *asyncio.run(guard.metrics()),
+        *gpu_families(gpus, "fake", "0"),
+        *batches.collect(1, 0, {"fake": 2}),
+    ]
     assert len(found) > 40
     return {family.name: family for family in found}
 
@@ -111,7 +119,7 @@ def test_panels_have_numbers_of_their_own():
     assert len(set(numbers)) == len(numbers)
 
 
-def test_all_is_asked_of_the_chosen_source_and_model():
+def test_all_is_asked_of_the_chosen_source_and_model(families):
     """Whoever imports it has a data source by another name."""
     variables = {each["name"]: each for each in DASHBOARD["templating"]["list"]}
     assert list(variables) == ["datasource", "model", "replica"]
@@ -122,5 +130,7 @@ def test_all_is_asked_of_the_chosen_source_and_model():
             1 + len(panel["targets"])
         )
         for target in panel["targets"]:
-            selectors = re.findall(PREFIX + r"\w+(\{[^}]*\})?", target["expr"])
-            assert all('model_name=~"$model"' in selector for selector in selectors)
+            for name, selector in re.findall(rf"({PREFIX}\w+)(\{{[^}}]*\}})?", target["expr"]):
+                samples = by_series(families)[name].samples
+                of_all_models = samples and not any(sample.labels for sample in samples)
+                assert of_all_models or 'model_name=~"$model"' in selector
