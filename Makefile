@@ -9,6 +9,8 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# Modules are compiled when they are first imported: most of what torch and ray bring never is.
+PIP_FLAGS := --constraint constraints.txt --no-compile
 
 .DEFAULT_GOAL := help
 .PHONY: help install serve test check clean
@@ -34,9 +36,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "==> environment in $(VENV) (first time: a few minutes, most of it torch and ray)"
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@echo "==> torch"
-	$(BIN)/python -m pip install --constraint constraints.txt torch
+	$(BIN)/python -m pip install $(PIP_FLAGS) torch
 	@echo "==> focus-ray and what it needs"
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install $(PIP_FLAGS) --editable '.[dev]'
 	@touch $@
 	@echo "==> installed; 'make serve' starts the server, '$(BIN)/focus-ray --help' shows the rest"
 
