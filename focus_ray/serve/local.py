@@ -79,6 +79,8 @@ class LocalServer:
                     temp_dir=self._temp_dir,
                 )
             )
+            self._tell("starting Ray Serve")
+            start_serve(self._host, self._port)
             self._start_application()
             self._cleanup = self._cleanup.pop_all()
         return self
@@ -136,20 +138,12 @@ class LocalServer:
         from focus_ray.cluster.engine_start import start_engine
         from focus_ray.serve.app import APP_NAME, build_with
 
-        self._tell("starting Ray Serve")
-        logging.getLogger("ray.serve").setLevel(logging.WARNING)  # importing it set INFO
-        quiet = serve_logging(os.environ)
-        serve.start(
-            proxy_location="HeadOnly",
-            http_options={"host": self._host, "port": self._port},
-            logging_config=quiet,
-        )
         models = ", ".join(model.engine.model for model in self._args.served)
         self._tell(f"loading {models}")
         self._refuse_missing_resources()
         application = build_with(self._with_folder(), self._engine_factory or start_engine)
         try:
-            serve.run(application, name=APP_NAME, logging_config=quiet)
+            serve.run(application, name=APP_NAME, logging_config=serve_logging(os.environ))
         except RuntimeError as error:
             raise StartFailed(self.trouble() or str(error)) from None
 
@@ -178,6 +172,18 @@ class LocalServer:
                 )
 
 
+def start_serve(host: str, port: int) -> None:
+    """Serve's controller, and its proxy at this address, in the Ray that runs."""
+    from ray import serve
+
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # importing it set INFO
+    serve.start(
+        proxy_location="HeadOnly",
+        http_options={"host": host, "port": port},
+        logging_config=serve_logging(os.environ),
+    )
+
+
 def environment() -> dict[str, str]:
     """What Serve must find in the environment, unless the user says otherwise.
 
@@ -189,7 +195,6 @@ def environment() -> dict[str, str]:
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
         "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
         "RAY_SERVE_PROXY_USE_GRPC": "1",
-        "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
         "RAY_SERVE_LOG_TO_STDERR": "0",
     }
 
