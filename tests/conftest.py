@@ -9,13 +9,23 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import Phase, settings
 
+from focus_ray.serve.local import environment
+
 if TYPE_CHECKING:
     import torch
     from ranks import Ranks
 
 # Before anything reads them: no test reaches out of the machine it runs on.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Ray reads some of these when it is imported, which collecting tests does. Its workers would by
+# themselves stand back behind the other half of the tests.
+for name, value in {
+    **environment(),
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",
+}.items():
+    os.environ.setdefault(name, value)
 
 # The same examples in every run, and a failure at once; `pytest --hypothesis-profile=search` looks
 # for new ones and makes them small, which may take minutes.

@@ -10,7 +10,15 @@ from typing import Any
 
 import pytest
 import torch
-from expanded import GOLDEN, LOGIT_TOLERANCE, generate, half_masked, large_ids, split_logits
+from expanded import (
+    GOLDEN,
+    LOGIT_TOLERANCE,
+    Generated,
+    generate,
+    half_masked,
+    large_ids,
+    split_logits,
+)
 from plain_decoder import importance, run
 from torch import Tensor
 
@@ -196,19 +204,25 @@ GENERATION_SHAPES = [
     pytest.param({"hidden_size": 640, "vocab_size": 4096}, id="twice the stream"),
     pytest.param({"num_attention_heads": 16, "num_key_value_heads": 4}, id="twice the heads"),
     pytest.param(
-        {"hidden_size": 350, "head_dim": 128, "num_hidden_layers": 13, "vocab_size": 151936},
-        id="head size, layers and vocabulary of SDAR",
+        {"hidden_size": 350, "head_dim": 128, "num_hidden_layers": 13, "vocab_size": 9000},
+        id="head size of SDAR, more layers and tokens",
     ),
 ]
 
 
+@pytest.fixture(scope="module")
+def generated_by_tiny() -> dict[str, list[Generated]]:
+    return {decoding: generate("sdar-tiny", decoding) for decoding in ("block", "focus")}
+
+
 @pytest.mark.parametrize("changes", GENERATION_SHAPES)
-def test_generations_through_the_engine_are_equal(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_generations_through_the_engine_are_equal(
+    tmp_path: Path, generated_by_tiny: dict[str, list[Generated]], changes: dict[str, Any]
+) -> None:
     small = load_model("sdar-tiny", device="cpu", dtype=torch.float32)
     large = expand(small, shape_of(small, changes), device="cpu", dtype=torch.float32)
     write_checkpoint(large, tmp_path / "large")
-    for decoding in ("block", "focus"):
-        wanted = generate("sdar-tiny", decoding)
+    for decoding, wanted in generated_by_tiny.items():
         assert all(len(answer.token_ids) > 4 for answer in wanted)
         assert generate(str(tmp_path / "large"), decoding) == wanted
 

@@ -7,7 +7,6 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
+from shared_ray import free_port
 
 from focus_ray.tasks.evaluation import evaluation_set
 
@@ -41,10 +41,11 @@ class Served:
 
 
 @pytest.fixture(scope="module")
-def served(free_port):
+def served():
     temp_dir = Path(tempfile.mkdtemp(prefix="fr-", dir="/tmp"))
     environment = {key: value for key, value in os.environ.items() if key != "RAY_AUTH_MODE"}
-    flags = ["--port", str(free_port), "--ray-temp-dir", str(temp_dir), "--max-num-waiting", "8"]
+    port = str(free_port())
+    flags = ["--port", port, "--ray-temp-dir", str(temp_dir), "--max-num-waiting", "8"]
     command = [COMMAND, "serve", *flags, "--max-num-seqs", "16"]
     with subprocess.Popen(
         command,
@@ -55,7 +56,7 @@ def served(free_port):
         text=True,
     ) as process:
         try:
-            url = f"http://127.0.0.1:{free_port}"
+            url = f"http://127.0.0.1:{port}"
             printed = read_until_ready(process)
             client = openai.OpenAI(base_url=f"{url}/v1", api_key="-", max_retries=0)
             yield Served(url, printed, client)
@@ -105,19 +106,17 @@ def ask(served, messages, **options):
 
 
 def test_a_start_that_fails_says_why_in_a_line():
-    """Before the others, so that two servers never start at once."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    flags = ["--port", str(port), "--max-model-len", "99999999"]
-    done = subprocess.run([COMMAND, "serve", *flags], capture_output=True, text=True, timeout=200)
+    command = [COMMAND, "serve", "--port", str(free_port()), "--ray-temp-dir", f"/tmp/{'x' * 100}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == 1
-    assert done.stderr.startswith("error: max_model_len 99999999 ")
+    assert done.stderr.startswith("error: Ray did not start: ")
     assert len(done.stderr.splitlines()) == 1
 
 
 def test_the_printed_command_works(served):
     assert "sdar-tiny at " + served.url in served.printed
+    stages = ("starting Ray\n", "starting Ray Serve\n", "loading sdar-tiny\n")
+    assert all(stage in served.printed for stage in stages)
     command = shlex.split(served.printed.splitlines()[-1])
     if shutil.which("curl") is None:
         pytest.skip("there is no curl here")
@@ -218,15 +217,20 @@ def test_a_full_queue_says_so(served):
 
 
 def test_leaving_frees_the_engine(served):
-    def running():
+    def count(line):
         text = httpx.get(f"{served.url}/metrics", timeout=30).text
-        return float(re.search(r"^focus_ray:num_requests_running.* (\S+)$", text, re.M)[1])
+        return sum(map(float, re.findall(rf"^focus_ray:{line}.* (\S+)$", text, re.M)))
 
-    body = {"prompt": "once", "n": 8, "max_tokens": 300, "ignore_eos": True, "stream": True}
+    def wait_for_running(number):
+        end = time.monotonic() + 15
+        while (found := count("num_requests_running")) != number:
+            assert time.monotonic() < end, f"{found} are running"
+            time.sleep(0.05)
+
+    body = {"prompt": "once", "n": 8, "max_tokens": 1500, "ignore_eos": True, "stream": True}
     with httpx.stream("POST", f"{served.url}/v1/completions", json=body, timeout=60) as stream:
-        next(stream.iter_lines())
-        assert running() > 0
-    end = time.monotonic() + 5
-    while running():
-        assert time.monotonic() < end
-        time.sleep(0.05)
+        lines = stream.iter_lines()  # dropping it would be leaving
+        assert next(lines).startswith("data: {")
+        wait_for_running(8)
+    wait_for_running(0)
+    assert count('request_success_total{finished_reason="abort"') == 8

@@ -17,6 +17,17 @@ class Placed(NamedTuple):
     device: str
 
 
+@pytest.fixture(autouse=True)
+def _unsettled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines look through all objects of the process at start; with pytest's that takes longer
+    than the rest of it. What comes of it is tested in test_assembly.py.
+    """
+    if request.path.stem != "test_assembly":
+        from focus_ray.engine import assembly
+
+        monkeypatch.setattr(assembly, "settle", lambda engine: None)
+
+
 @pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def golden_sdar(request: pytest.FixtureRequest) -> Placed:
     import torch

@@ -14,6 +14,7 @@ from focus_ray.kernels.slot_words import STRATEGIES
 from focus_ray.sampling import MAX_STOP_TOKEN_IDS, RepetitionDetection, SamplingParams
 
 MASK = 509
+FEW = 28  # of the mixed requests, where company is not the matter
 
 
 make_engine = partial(small_engine, decoding="block")
@@ -75,11 +76,15 @@ def test_tokens_are_the_same_alone_and_among_64(golden_sdar, alone):
     assert together == alone
 
 
+def few(alone):
+    return {str(number): alone[str(number)] for number in range(FEW)}
+
+
 @pytest.mark.parametrize("batched", [16, 64], ids=["one block a step", "four blocks a step"])
 def test_tokens_are_the_same_under_chunked_prefill(golden_sdar, alone, batched):
     engine = make_engine(golden_sdar, max_num_batched_tokens=batched, max_num_seqs=7)
-    together, _ = run(engine, mixed_requests(64))
-    assert together == alone
+    together, _ = run(engine, mixed_requests(FEW))
+    assert together == few(alone)
 
 
 def test_tokens_are_the_same_under_preemption(golden_sdar, alone):
@@ -93,9 +98,9 @@ def test_tokens_are_the_same_under_preemption(golden_sdar, alone):
 
 def test_tokens_are_the_same_from_the_prefix_cache(golden_sdar, alone):
     engine = make_engine(golden_sdar)
-    first, _ = run(engine, mixed_requests(64))
-    again, last = run(engine, mixed_requests(64))
-    assert first == again == alone
+    first, _ = run(engine, mixed_requests(FEW))
+    again, last = run(engine, mixed_requests(FEW))
+    assert first == again == few(alone)
     assert sum(delta.stats.cached_prefix_tokens for delta in last.values()) > 1000
     assert all(
         delta.stats.cached_prefix_tokens + delta.stats.prefill_tokens
@@ -107,7 +112,7 @@ def test_tokens_are_the_same_from_the_prefix_cache(golden_sdar, alone):
 def test_aborts_under_load_return_every_page(golden_sdar):
     engine = make_engine(golden_sdar, num_pages=40, max_model_len=320)
     rng = np.random.default_rng(0)
-    for item in mixed_requests(64):
+    for item in mixed_requests(FEW):
         engine.add(item)
     aborted = []
     while engine.has_unfinished():

@@ -321,13 +321,13 @@ class Blocks:
         return torch.from_numpy(self.rng.random(shape, dtype=np.float32))
 
 
-@settings(max_examples=40)
+@settings(max_examples=16)
 @given(schedules(taken_up_again=False))
 def test_every_step_keeps_to_the_specification(schedule: Schedule) -> None:
     Blocks(schedule).run()
 
 
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(schedules(taken_up_again=True))
 def test_blocks_that_are_taken_up_again_do_so_too(schedule: Schedule) -> None:
     Blocks(schedule).run()

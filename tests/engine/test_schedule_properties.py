@@ -206,7 +206,7 @@ def run_schedule(model: tuple[str, str], decoding: str, schedule: Schedule) -> O
         pytest.param("focus", None, id="focus"),
     ],
 )
-@settings(max_examples=5)
+@settings(max_examples=4)
 @given(schedule=schedules())
 def test_company_costs_a_request_nothing(
     golden_sdar, decoding: str, num_pages: int | None, schedule: Schedule
@@ -229,7 +229,7 @@ def test_company_costs_a_request_nothing(
             assert found.token_ids == alone.token_ids[: len(found.token_ids)]
 
 
-@settings(max_examples=4)
+@settings(max_examples=3)
 @given(schedule=schedules())
 def test_an_alpha_that_evicts_nothing_is_the_delayed_cache(golden_sdar, schedule: Schedule) -> None:
     delayed = run_schedule(golden_sdar, "delayed", schedule)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import sys
 import threading
 import time
@@ -15,6 +14,7 @@ import httpx
 import openai
 import pytest
 import uvicorn
+from shared_ray import SharedRay, shared_ray
 
 from focus_ray.config import EngineConfig
 from focus_ray.engine.outputs import (
@@ -29,9 +29,6 @@ from focus_ray.serve.api_keys import hash_of
 from focus_ray.serve.ingress import IngressSettings, create_app
 from focus_ray.serve.replica import Replica
 from focus_ray.serve.served_models import ServedModel
-
-# Ray reads it when it is imported; its ports are this machine's own here.
-os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 
 VOCAB_SIZE = 0x3000
 MAX_MODEL_LEN = 4096
@@ -73,6 +70,7 @@ class FakeEngine:
     max_model_len: int = MAX_MODEL_LEN
     vocab_size: int = VOCAB_SIZE
     model_name: str = "fake"
+    step_s: float = STEP_S
     dead: bool = False
     steps: int = 0
     requests: list[GenerationRequest] = field(default_factory=list)
@@ -93,7 +91,7 @@ class FakeEngine:
             answer = prompt * 1000 if "forever" in prompt else prompt
             ids = [ord(char) for char in answer][:limit]
             for start in range(0, len(ids), BLOCK):
-                await asyncio.sleep(STEP_S)
+                await asyncio.sleep(self.step_s)
                 self.steps += 1
                 if "dies midway" in prompt and start >= 2 * BLOCK:
                     raise EngineDead("the engine died midway")
@@ -280,7 +278,7 @@ def fake_engine_factory():
 
 
 @pytest.fixture(scope="package")
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def ray_here() -> Iterator[SharedRay]:
+    """A Ray with Serve, which this process is connected to."""
+    with shared_ray() as started:
+        yield started

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import threading
 import time
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 import httpx
 import openai
@@ -54,7 +51,7 @@ def two_models(seed: int) -> ServeArgs:
 
 @pytest.fixture(scope="module")
 def busy_engine_factory(fake_engine_factory):
-    """Engines that are as full as they have requests."""
+    """Engines that are as full as they have requests, and slow, so that little is sent."""
     fake_engine = type(fake_engine_factory(EngineConfig()))
 
     class BusyEngine(fake_engine):  # a class in a function goes to Ray's processes by value
@@ -64,22 +61,13 @@ def busy_engine_factory(fake_engine_factory):
                 super().load(), next_step_tokens=tokens, waiting_tokens=0.0, saturation_tokens=40
             )
 
-    return lambda config: BusyEngine()
+    return lambda config: BusyEngine(step_s=0.1)
 
 
 @pytest.fixture(scope="module")
-def local(busy_engine_factory, free_port):
-    """Ray's sockets need a short path, so not pytest's own."""
-    folder = Path(tempfile.mkdtemp(prefix="fr-", dir="/tmp"))
-    with LocalServer(
-        two_models(seed=0),
-        "127.0.0.1",
-        free_port,
-        temp_dir=folder,
-        engine_factory=busy_engine_factory,
-    ) as server:
+def local(busy_engine_factory, ray_here):
+    with ray_here.server(two_models(seed=0), busy_engine_factory) as server:
         yield server
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 class Streams:
@@ -159,9 +147,9 @@ def test_each_model_has_its_engines(local):
 
 def test_engines_come_and_go_with_the_load_and_no_request_fails(local):
     streams = Streams(local.url)
-    with streams.running("elastic", num_clients=8, max_tokens=400):
+    with streams.running("elastic", num_clients=8, max_tokens=40):
         wait_until(lambda: num_running("engine-elastic") == 3, streams)
-    with streams.running("elastic", num_clients=1, max_tokens=400):
+    with streams.running("elastic", num_clients=1, max_tokens=40):
         wait_until(lambda: num_running("engine-elastic") == 1, streams)
     assert not streams.wrong
     assert len(streams.done) > 9
@@ -174,7 +162,7 @@ def test_an_update_fails_no_request(local, busy_engine_factory):
 
     before = {model: replicas_of(local, model) for model in ("steady", "elastic")}
     streams = Streams(local.url)
-    with streams.running("steady", 2, max_tokens=400), streams.running("elastic", 2, 400):
+    with streams.running("steady", 2, max_tokens=40), streams.running("elastic", 2, 40):
         serve.run(build_with(two_models(seed=1), busy_engine_factory), name=APP_NAME)
         wait_until(
             lambda: all(replicas_of(local, m).isdisjoint(before[m]) for m in before), streams

@@ -8,9 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -30,7 +28,7 @@ from focus_ray.serve.local import LocalServer
 pytestmark = pytest.mark.timeout(300)
 
 REPLICA = "ray::ServeReplica:focus-ray:engine"
-NUM_STREAMS, NUM_TOKENS = 6, 96
+NUM_STREAMS, NUM_TOKENS = 6, 64
 REPEATS = int(os.environ.get("FOCUS_RAY_TEST_REPEATS", "1"))
 
 
@@ -49,12 +47,9 @@ def application(seed: int = 0) -> ServeArgs:
 
 
 @pytest.fixture(scope="module")
-def server(free_port):
-    """Ray's sockets need a short path, so not pytest's own."""
-    folder = Path(tempfile.mkdtemp(prefix="fr-", dir="/tmp"))
-    with LocalServer(application(), "127.0.0.1", free_port, temp_dir=folder) as local:
+def server(ray_here):
+    with ray_here.server(application()) as local:
         yield local
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 @dataclass

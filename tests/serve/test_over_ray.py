@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from pathlib import Path
 
 import httpx
 import openai
@@ -19,52 +16,21 @@ import pytest
 from focus_ray.cluster.local_ray import StartFailed
 from focus_ray.config import EngineConfig
 from focus_ray.serve.args import ServeArgs
-from focus_ray.serve.local import LocalServer, reason_of, refuse_taken_port
+from focus_ray.serve.local import reason_of, refuse_taken_port
 
 pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture(scope="module")
-def temp_dir():
-    """Ray's sockets need a short path, so not pytest's own."""
-    folder = tempfile.mkdtemp(prefix="fr-", dir="/tmp")
-    yield Path(folder)
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture(scope="module")
-def local(fake_engine_factory, free_port, temp_dir):
+def local(fake_engine_factory, ray_here, tmp_path_factory):
     args = ServeArgs(
         served_model_name=("fake",),
         engine=EngineConfig(max_num_seqs=4, max_num_waiting=12),
-        batch_storage=str(temp_dir / "batches"),
+        batch_storage=str(tmp_path_factory.mktemp("batches")),
         max_handovers=0,  # errors are to be seen as they are; test_handover_over_ray.py has others
     )
-    stages: list[str] = []
-    with LocalServer(
-        args,
-        "127.0.0.1",
-        free_port,
-        temp_dir=temp_dir,
-        tell=stages.append,
-        engine_factory=fake_engine_factory,
-    ) as server:
-        assert stages == ["starting Ray", "starting Ray Serve", "loading sdar-tiny"]
+    with ray_here.server(args, fake_engine_factory) as server:
         yield server
-    assert not processes_of(temp_dir)
-
-
-def processes_of(folder):
-    """Command lines that mention Ray's folder."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            command = entry.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:
-            continue
-        if str(folder) in command and entry.parent.name != str(os.getpid()):
-            found.append(command)
-    return found
 
 
 def complete(local, prompt, **options):
@@ -83,14 +49,6 @@ def wait_until(condition, timeout_s):
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.05)
-
-
-def test_what_keeps_ray_from_starting_is_said(free_port, temp_dir):
-    """First, while no Ray runs in this process."""
-    too_long = temp_dir / ("x" * 100)
-    server = LocalServer(ServeArgs(), "127.0.0.1", free_port, temp_dir=too_long)
-    with pytest.raises(StartFailed, match=r"Ray did not start: .*length"), server:
-        raise AssertionError("it started")
 
 
 def test_a_batch_is_run_and_another_is_cancelled(local):
@@ -193,14 +151,14 @@ def test_metrics_name_the_replica(local):
     assert 'focus_ray:num_requests_running{model_name="fake",replica="' in text
 
 
-def test_lines_of_a_request_are_in_serves_log_by_its_id(local, temp_dir):
+def test_lines_of_a_request_are_in_serves_log_by_its_id(local, ray_here):
     body = {"prompt": "abc", "max_tokens": 2}
     headers = {"X-Request-Id": "order-66"}
     response = httpx.post(f"{local.url}/v1/completions", json=body, headers=headers, timeout=30)
     assert response.headers.get_list("X-Request-Id") == ["order-66"]
 
     def lines(deployment):
-        files = temp_dir.glob(f"session_latest/logs/serve/replica_*_{deployment}_*.log")
+        files = ray_here.folder.glob(f"session_latest/logs/serve/replica_*_{deployment}_*.log")
         texts = [line for file in files for line in file.read_text().splitlines()]
         return [line for line in texts if "order-66" in line]
 

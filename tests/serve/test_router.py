@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
-import tempfile
 import time
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
@@ -15,7 +12,6 @@ from focus_ray.config import EngineConfig
 from focus_ray.openai.messages import Submission, TokenPrompt
 from focus_ray.sampling import SamplingParams
 from focus_ray.serve.args import ServeArgs
-from focus_ray.serve.local import LocalServer
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -67,25 +63,21 @@ def scripted_replica():
 
 
 @pytest.fixture(scope="module")
-def handle(fake_engine_factory, free_port):
-    """Beside an application of ours, which starts Ray and leaves nothing behind."""
+def handle(ray_here):
     from ray import serve
 
     from focus_ray.serve.router import router_config
 
-    folder = Path(tempfile.mkdtemp(prefix="fr-", dir="/tmp"))  # Ray's sockets need a short path
-    args = ServeArgs(engine=EngineConfig(max_num_seqs=4), num_cpus=0.1, batch_storage=None)
-    with LocalServer(
-        args, "127.0.0.1", free_port, temp_dir=folder, engine_factory=fake_engine_factory
-    ):
-        deployment = serve.deployment(
-            num_replicas=3,
-            max_ongoing_requests=20,
-            ray_actor_options={"num_cpus": 0},
-            request_router_config=router_config("occupancy"),
-        )(scripted_replica())
-        yield serve.run(deployment.bind(), name="scripted", route_prefix=None)
-    shutil.rmtree(folder, ignore_errors=True)
+    deployment = serve.deployment(
+        num_replicas=3,
+        max_ongoing_requests=20,
+        ray_actor_options={"num_cpus": 0},
+        request_router_config=router_config("occupancy"),
+    )(scripted_replica())
+    found = serve.run(deployment.bind(), name="scripted", route_prefix=None)
+    found._init(_run_router_in_separate_loop=True)  # the tests are in no event loop
+    yield found
+    serve.delete("scripted")
 
 
 @pytest.fixture(scope="module")

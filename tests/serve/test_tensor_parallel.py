@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import tempfile
 import time
 from pathlib import Path
 
@@ -25,9 +23,7 @@ SETTINGS = {"model": str(SDAR), "device": "cpu", "dtype": "float32", "num_pages"
 
 
 @pytest.fixture(scope="module")
-def server(free_port):
-    """Ray's sockets need a short path, so not pytest's own."""
-    folder = Path(tempfile.mkdtemp(prefix="fr-", dir="/tmp"))
+def server(ray_here):
     config = EngineConfig(tensor_parallel_size=2, max_num_seqs=8, **SETTINGS)
     args = ServeArgs(
         served_model_name=("golden",),
@@ -36,9 +32,8 @@ def server(free_port):
         max_handovers=0,
         batch_storage=None,
     )
-    with LocalServer(args, "127.0.0.1", free_port, temp_dir=folder) as local:
+    with ray_here.server(args) as local:
         yield local
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def complete(server: LocalServer, **options: object) -> httpx.Response:

@@ -25,19 +25,22 @@ from focus_ray.kernels.retain import eviction_target
 IMPORTANCE_TOLERANCE = 2e-5
 
 
-def check_focus_directory(directory: Path, backend: Backend, every: int = 1) -> Report:
+def check_focus_directory(
+    directory: Path, backend: Backend, every_trace: int = 1, every_case: int = 1
+) -> Report:
     """Every check whose file the directory holds.
 
     Args:
-        every: of the traces, of which there are many, one of so many is followed.
+        every_trace: of the traces, of which there are many, one of so many is followed.
+        every_case: of the cases of selections and ends to ends, one of so many is computed.
     """
     report = Report(directory, backend.name)
     checks = {
         "importance.npz": check_importance,
         "targets.npz": check_targets,
-        "selection.npz": check_selection,
-        "e2e_synth.npz": check_end_to_end,
-        "traces.npz": partial(check_traces, every=every),
+        "selection.npz": partial(check_selection, every=every_case),
+        "e2e_synth.npz": partial(check_end_to_end, every=every_case),
+        "traces.npz": partial(check_traces, every=every_trace),
     }
     found = False
     for name, check in checks.items():
@@ -130,15 +133,15 @@ def places(arrays: Arrays) -> Iterator[Place]:
             sequence += 1
 
 
-def check_selection(report: Report, arrays: Arrays, backend: Backend) -> None:
+def check_selection(report: Report, arrays: Arrays, backend: Backend, every: int = 1) -> None:
     """Which tokens are kept, given the importances."""
     importances = [from_bits(arrays[name]).float() for name in ("imp0", "imp1")]
     report.checked["selections"] += compare_selected(
-        report, arrays, importances, backend, "selection", "robust"
+        report, arrays, importances, backend, "selection", "robust", every
     )
 
 
-def check_end_to_end(report: Report, arrays: Arrays, backend: Backend) -> None:
+def check_end_to_end(report: Report, arrays: Arrays, backend: Backend, every: int = 1) -> None:
     """From queries and keys of layers 0 and 1, made by a formula, to the kept tokens."""
     parts: tuple[list[Tensor], list[Tensor]] = ([], [])
     first_token = first_mask = first_sequence = 0
@@ -147,6 +150,11 @@ def check_end_to_end(report: Report, arrays: Arrays, backend: Backend) -> None:
         lens = arrays["q_lens"][sequences]
         tokens = slice(first_token, first_token + int(lens.sum()))
         masks = slice(first_mask, first_mask + int(arrays["mask_len"][sequences].sum()))
+        first_token, first_mask, first_sequence = tokens.stop, masks.stop, sequences.stop
+        if case % every:
+            for part in parts:
+                part.append(torch.full((masks.stop - masks.start,), torch.nan))
+            continue
         is_masked = np.zeros(tokens.stop - tokens.start, dtype=np.bool_)
         is_masked[arrays["mask_idx"][masks]] = True
         for layer, (q, k) in enumerate(synthetic_states(arrays, case, len(is_masked))):
@@ -158,10 +166,9 @@ def check_end_to_end(report: Report, arrays: Arrays, backend: Backend) -> None:
             where = f"end to end, case {case}, layer {layer}"
             compare_importance(report, where, exact, rounded, found)
             parts[layer].append(found)
-        first_token, first_mask, first_sequence = tokens.stop, masks.stop, sequences.stop
     importances = [torch.cat(part) for part in parts]
     report.checked["ends to ends"] += compare_selected(
-        report, arrays, importances, backend, "end to end", "stable"
+        report, arrays, importances, backend, "end to end", "stable", every
     )
 
 
@@ -172,9 +179,10 @@ def compare_selected(
     backend: Backend,
     what: str,
     certain: str,
+    every: int,
 ) -> int:
-    """Select in all blocks and compare all that follows from it; how many blocks there are."""
-    found_at = list(places(arrays))
+    """Select in the blocks of every so many cases and compare what follows; how many they are."""
+    found_at = [place for place in places(arrays) if place.case % every == 0]
     blocks = [
         Block(
             block_length=int(arrays["case_B"][place.case]),
