@@ -110,7 +110,7 @@ class Ingress:
     ) -> None:
         self._models = ServedModels(models)
         self._settings = settings
-        self._asks_metrics = [*(model.client.metrics for model in models), *more_metrics]
+        self._more_metrics = more_metrics
         self._started = now()
 
     async def chat_completions(self, request: Request) -> Response:
@@ -165,7 +165,10 @@ class Ingress:
     async def metrics(self) -> Response:
         """Prometheus metrics of all engines, and of what else there is."""
         timeout_s = self._settings.health_timeout_s
-        asked = asyncio.gather(*(ask() for ask in self._asks_metrics))
+        asked = asyncio.gather(
+            *(model.client.metrics() for model in self._models),
+            *(ask() for ask in self._more_metrics),
+        )
         families = merge_families(await asyncio.wait_for(asked, timeout_s))
         return Response(as_text(families), media_type=CONTENT_TYPE_LATEST)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,15 +21,13 @@ from expanded import (
 from plain_decoder import importance, run
 from torch import Tensor
 
-from focus_ray.benchmarks.expand import expand, random_model
+from focus_ray.benchmarks.expand import expand, main, random_model
 from focus_ray.benchmarks.expand_files import write_checkpoint
 from focus_ray.benchmarks.expand_layout import TINY
 from focus_ray.engine.tokenizer import Tokenizer
 from focus_ray.models.loading import LoadedModel, load_model
 from focus_ray.models.sdar import SdarConfig, SdarForCausalLM
 from focus_ray.models.shapes import SDAR_8B
-
-ROOT = Path(__file__).parents[2]
 
 # In float64 what is left is the rounding of norms, and epsilon beside the square of a query.
 EXACT_LOGIT_TOLERANCE = 5e-6
@@ -275,8 +272,10 @@ def test_random_weights_refuse_a_vocabulary_that_is_too_small() -> None:
         random_model(SDAR_8B.model_copy(update={"vocab_size": 4000}), device="cpu")
 
 
-def test_the_command_does_not_write_over_a_folder(tmp_path: Path) -> None:
-    script = ROOT / "benchmarks" / "expand.py"
-    command = [sys.executable, str(script), "--shape", "sdar-8b", "--output", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 1 and "exists already" in done.stderr
+def test_the_command_does_not_write_over_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["expand.py", "--shape", "sdar-8b", "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit, match="exists already"):
+        main()

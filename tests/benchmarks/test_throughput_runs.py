@@ -124,8 +124,8 @@ def test_two_ranks_are_measured_as_one_engine(tmp_path: Path) -> None:
         throughput.main(
             [
                 *("--device", "cpu", "--mode", "block@0.8", "--concurrency", "2"),
-                *("--tensor-parallel-size", size, "--num-prompts", "4", "--num-warmups", "0"),
-                *("--input-len", "40", "--output-len", "24", "--kv-cache-memory-bytes", "67108864"),
+                *("--tensor-parallel-size", size, "--num-prompts", "2", "--num-warmups", "0"),
+                *("--input-len", "40", "--output-len", "12", "--kv-cache-memory-bytes", "67108864"),
                 *("--json", str(file)),
             ]
         )

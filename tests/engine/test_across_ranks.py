@@ -147,8 +147,8 @@ def generations(shards: Shards, family: str, decoding: str) -> list[CompletionOu
     if decoding == "block":
         kinds.append({"temperature": 0.0, "unmasking": "joint_threshold", "ignore_eos": True})
     outputs = {}
-    for index in range(8):
-        params = SamplingParams.model_validate({"max_tokens": 40, **kinds[index % len(kinds)]})
+    for index in range(5):
+        params = SamplingParams.model_validate({"max_tokens": 30, **kinds[index % len(kinds)]})
         prompt = tuple(range(2 + index, 40 + 17 * index % 50))
         outputs[str(index)] = CompletionOutput(index=0)
         engine.add(GenerationRequest(str(index), prompt, params))

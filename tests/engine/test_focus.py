@@ -57,8 +57,8 @@ def run(engine, items):
 @pytest.mark.parametrize("decoding", ["delayed", "focus"])
 def test_company_changes_no_token(golden_sdar, decoding):
     engine = make_engine(golden_sdar, decoding, enable_prefix_caching=False)
-    alone = {item.request_id: run(engine, [item])[0][item.request_id] for item in requests(24)}
-    together, _ = run(make_engine(golden_sdar, decoding), requests(24))
+    alone = {item.request_id: run(engine, [item])[0][item.request_id] for item in requests(16)}
+    together, _ = run(make_engine(golden_sdar, decoding), requests(16))
     assert together == alone
 
 
@@ -116,8 +116,8 @@ def test_one_layer_cannot_compare_two(golden_sdar, tmp_path):
 def test_company_changes_no_token_whatever_is_attended(golden_sdar, decoding, policy):
     settings = {"attend_cached": False, "eviction_policy": policy, "enable_prefix_caching": False}
     engine = make_engine(golden_sdar, decoding, **settings)
-    alone = {item.request_id: run(engine, [item])[0][item.request_id] for item in requests(16)}
-    together, _ = run(make_engine(golden_sdar, decoding, **settings), requests(16))
+    alone = {item.request_id: run(engine, [item])[0][item.request_id] for item in requests(10)}
+    together, _ = run(make_engine(golden_sdar, decoding, **settings), requests(10))
     assert together == alone
 
 

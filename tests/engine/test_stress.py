@@ -13,7 +13,7 @@ from focus_ray.engine.outputs import GenerationRequest
 from focus_ray.sampling import RepetitionDetection, SamplingParams
 
 CONTEXT = 160
-NUM_REQUESTS = 16
+NUM_REQUESTS = 12
 EAGER = {"enforce_eager": True}  # otherwise steps are recorded on a GPU
 
 

@@ -26,7 +26,8 @@ KEY = "sesame"
 ELASTIC = AutoscalingArgs(
     max_replicas=3, target_occupancy=0.5, upscale_delay_s=0.5, downscale_delay_s=2, look_back_s=3
 )
-SMALL = {"num_cpus": 0.1, "drain_timeout_s": 60}
+# One engine goes when another one serves.
+SMALL = {"num_cpus": 0.1, "drain_timeout_s": 60, "max_surge_percent": 100}
 
 
 def two_models(seed: int) -> ServeArgs:
@@ -34,16 +35,9 @@ def two_models(seed: int) -> ServeArgs:
     config = EngineConfig(max_num_seqs=4, seed=seed)
     return ServeArgs(
         models=(
-            ModelArgs(served_model_name=("steady",), engine=config, num_replicas=2, **SMALL),
-            ModelArgs(
-                served_model_name=("elastic",),
-                engine=config,
-                autoscaling=ELASTIC,
-                max_surge_percent=100,  # its one engine goes when another one serves
-                **SMALL,
-            ),
+            ModelArgs(served_model_name=("steady",), engine=config, **SMALL),
+            ModelArgs(served_model_name=("elastic",), engine=config, autoscaling=ELASTIC, **SMALL),
         ),
-        num_ingress_replicas=2,
         batch_storage=None,
         api_keys=(KEY,),
     )
@@ -137,7 +131,7 @@ def test_each_model_has_its_engines(local):
     assert [model.id for model in client.models.list()] == ["steady", "elastic"]
     for model in ("steady", "elastic"):
         assert client.completions.create(model=model, prompt="abc").choices[0].text == "abc"
-    assert len(replicas_of(local, "steady")) == 2
+    assert len(replicas_of(local, "steady")) == 1
     assert len(replicas_of(local, "elastic")) == 1
     assert local.trouble() is None
     refused = openai.OpenAI(base_url=f"{local.url}/v1", api_key="wrong", max_retries=0)

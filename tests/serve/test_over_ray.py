@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 
 import httpx
 import openai
@@ -51,25 +54,28 @@ def wait_until(condition, timeout_s):
         time.sleep(0.05)
 
 
-def test_a_batch_is_run_and_another_is_cancelled(local):
-    def upload(*texts):
-        lines = [
-            {
-                "custom_id": f"n{number}",
-                "method": "POST",
-                "url": "/v1/completions",
-                "body": {"model": "fake", "prompt": text, "max_tokens": 60},
-            }
-            for number, text in enumerate(texts)
-        ]
-        content = "".join(f"{json.dumps(line)}\n" for line in lines).encode()
-        file = client.files.create(file=("in.jsonl", content), purpose="batch")
-        return client.batches.create(
-            input_file_id=file.id, endpoint="/v1/completions", completion_window="24h"
-        )
+def upload(client, *texts, max_tokens=60):
+    """A batch of completions, ``n0`` and so on."""
+    lines = [
+        {
+            "custom_id": f"n{number}",
+            "method": "POST",
+            "url": "/v1/completions",
+            "body": {"model": "fake", "prompt": text, "max_tokens": max_tokens},
+        }
+        for number, text in enumerate(texts)
+    ]
+    content = "".join(f"{json.dumps(line)}\n" for line in lines).encode()
+    file = client.files.create(file=("in.jsonl", content), purpose="batch")
+    return client.batches.create(
+        input_file_id=file.id, endpoint="/v1/completions", completion_window="24h"
+    )
 
+
+def test_a_batch_is_run_and_another_is_cancelled(local):
     with openai.OpenAI(base_url=f"{local.url}/v1", api_key="unused") as client:
-        batch, other = upload("hello", "bye", "too " * 2000), upload(*["forever"] * 400)
+        batch = upload(client, "hello", "bye", "too " * 2000)
+        other = upload(client, *["forever"] * 400)
         wait_until(lambda: client.batches.retrieve(batch.id).status == "completed", 60)
         client.batches.cancel(other.id)
         batch = client.batches.retrieve(batch.id)
@@ -81,6 +87,45 @@ def test_a_batch_is_run_and_another_is_cancelled(local):
         assert (error["custom_id"], error["response"]["status_code"]) == ("n2", 400)
         wait_until(lambda: client.batches.retrieve(other.id).status == "cancelled", 30)
     wait_until(lambda: gauge(local, "num_requests_running") == 0, 10)
+
+
+def test_a_kill_of_what_runs_batches_costs_no_line_and_repeats_none(local):
+    def counts():
+        return client.batches.retrieve(batch.id).request_counts
+
+    with openai.OpenAI(base_url=f"{local.url}/v1", api_key="unused") as client:
+        batch = upload(
+            client, *[f"number {number} forever " for number in range(24)], max_tokens=240
+        )
+        wait_until(lambda: counts().completed >= 4, 30)
+        [runner] = processes_named("ray::ServeReplica:focus-ray:batches")
+        os.kill(runner, signal.SIGKILL)
+        done = counts().completed
+        assert done < 24
+        wait_until(lambda: client.batches.retrieve(batch.id).status == "completed", 60)
+        assert processes_named("ray::ServeReplica:focus-ray:batches") != [runner]
+        text = client.files.content(client.batches.retrieve(batch.id).output_file_id).text
+        answers = [json.loads(line) for line in text.splitlines()]
+        assert sorted(each["custom_id"] for each in answers) == sorted(f"n{n}" for n in range(24))
+        for each in answers:
+            prompt = f"number {each['custom_id'][1:]} forever "
+            [choice] = each["response"]["body"]["choices"]
+            assert choice["text"] == (prompt * 100)[:240]
+        metrics = httpx.get(f"{local.url}/metrics", timeout=30).text
+        [made] = re.findall(r"^focus_ray:batch_requests_total{.*completed.*} (\S+)$", metrics, re.M)
+        assert 24 - done - 8 <= float(made) <= 24 - 4  # those of the second process
+    wait_until(lambda: gauge(local, "num_requests_running") == 0, 10)
+
+
+def processes_named(name):
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if name in entry.read_bytes().decode(errors="replace"):
+                found.append(int(entry.parent.name))
+        except OSError:
+            continue
+    return found
 
 
 def test_official_client(local):

@@ -18,7 +18,7 @@ def test_a_toy_run_writes_a_checkpoint_and_can_be_resumed(tmp_path: Path) -> Non
     out, work = tmp_path / "out", tmp_path / "work"
     command = [sys.executable, str(SCRIPT), "--toy", "--out", str(out), "--work", str(work)]
     command += ["--workers", "1", "--max-text-chars", "200000"]
-    parts = (["--minutes", "0.05", "--later-minutes", "0.05"], ["--minutes", "0.1", "--resume"])
+    parts = (["--minutes", "0.03", "--later-minutes", "0.03"], ["--minutes", "0.06", "--resume"])
     steps = []
     for part in parts:
         done = subprocess.run(
