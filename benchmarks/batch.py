@@ -2,17 +2,18 @@
 
     focus-ray bench batch --num-prompts 2000 --json FILE
     focus-ray bench batch --model DIR --max-num-seqs 256 --num-replicas 1 2
+    focus-ray bench batch --step-ms 96 --num-replicas 1 2 4 8      # engines that only take time
 
 The same requests go through the engine alone, in this process and without Ray, and through a job as
 ``focus-ray batch run`` does it, for every number of engines. Speeds are of the time from the first
 finished request on, and of the whole with its start, for both sides: loading the model is the same
-on both. The second one nears the first as jobs get longer.
+on both. The second one nears the first as jobs get longer. With ``--step-ms`` no core is spent on a
+model, as when GPUs compute, so that one machine shows what a job of many engines costs.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import gc
 import json
 import shlex
@@ -32,16 +33,22 @@ from focus_ray.benchmarks.report_file import refuse_folder, write_json
 from focus_ray.benchmarks.request_flags import (
     add_request_flags,
     complete_requests,
+    require_above_zero,
     require_at_least,
 )
+from focus_ray.benchmarks.run_facts import run_facts
 from focus_ray.benchmarks.serving_client import CHAT, COMPLETIONS
 from focus_ray.benchmarks.serving_prompts import bodies_of, make_prompts
 from focus_ray.benchmarks.settings import engine_config, engine_fields
+from focus_ray.benchmarks.stepped_engine import SteppedEngine, stepped_factory
 from focus_ray.benchmarks.workload import Prompt
+from focus_ray.cluster.engine_start import start_engine
 from focus_ray.cluster.local_ray import local_ray
 from focus_ray.config import DEFAULT_MODEL, EngineConfig
+from focus_ray.engine.engine import Engine
+from focus_ray.engine.outputs import GenerationRequest
 from focus_ray.errors import FocusRayError
-from focus_ray.llm import LLM
+from focus_ray.openai.text_engine import EngineFactory
 from focus_ray.sampling import SamplingParams
 
 OBJECT_STORE_BYTES = 1 << 30
@@ -100,6 +107,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         config = engine_config(
             model=args.model, max_num_seqs=args.max_num_seqs, **engine_fields(args.mode)
         )
+        factory: EngineFactory = start_engine
+        if args.step_ms is not None:
+            config = config.model_copy(update={"device": "cpu"})
+            factory = stepped_factory(args.step_ms / 1e3, args.tokens_per_step, args.max_num_seqs)
         prompts = make_prompts(args, args.model, None)
         console.print("the engine alone")
         runs.append(run_bare(config, prompts, args))
@@ -111,18 +122,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for number in args.num_replicas:
                 console.print(f"a job with {number} engines")
                 output = Path(folder) / f"job-{number}"
-                runs.append(run_batch(config, source, output, number, console.print))
+                runs.append(run_batch(config, factory, source, output, number, console.print))
     except (FocusRayError, OSError, ValueError) as error:
         console.print(str(error), markup=False, style="red")
         raise SystemExit(1) from None
     console.print(table_of(runs))
     if args.json is not None:
-        has_gpu = torch.cuda.is_available()
         facts = {
             "command": shlex.join(["focus-ray", "bench", "batch", *(arguments or sys.argv[1:])]),
-            "date": datetime.date.today().isoformat(),
-            "device": torch.cuda.get_device_name() if has_gpu else "CPU",
-            "torch": torch.__version__,
+            **run_facts(args.step_ms is None and torch.cuda.is_available()),
         }
         found = [
             {**asdict(run), "tokens_per_s": run.tokens_per_s, **against(run, runs[0])}
@@ -137,6 +145,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--model", default=DEFAULT_MODEL, help="bundled name, directory or hub id")
     parser.add_argument("--mode", default=MODE, help="way of decoding; default: %(default)s")
+    parser.add_argument("--step-ms", type=float, help="engines that only take so long per step")
+    parser.add_argument("--tokens-per-step", type=float, default=3.1, help="of their sequences")
     parser.add_argument("--max-num-seqs", type=int, default=256)
     parser.add_argument("--num-prompts", type=int, default=2000)
     parser.add_argument("--num-replicas", type=int, nargs="+", default=[1], help="engines of jobs")
@@ -144,8 +154,10 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add_request_flags(parser, output_len=256, output_len_help="most tokens of an answer")
     args = parser.parse_args(arguments)
     try:
-        complete_requests(args)
-        require_at_least(args, {"num_prompts": 2, "max_num_seqs": 1})
+        complete_requests(args, "bundled" if args.step_ms is None else "random")
+        require_at_least(args, {"num_prompts": 2, "max_num_seqs": 1, "tokens_per_step": 1})
+        if args.step_ms is not None:
+            require_above_zero(args, ("step_ms",))
         refuse_folder("--json", args.json)
         if min(args.num_replicas) < 1:
             raise ValueError(f"--num-replicas must be at least 1, got {min(args.num_replicas)}")
@@ -156,11 +168,12 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def run_bare(config: EngineConfig, prompts: Sequence[Prompt], args: argparse.Namespace) -> Run:
     """All at once into the engine's queue, as far as it is long."""
-    from focus_ray.engine.outputs import GenerationRequest
-
     watch = Watch()
-    llm = LLM(**config.model_dump(exclude_unset=True))
-    engine = llm._engine
+    engine: Engine | SteppedEngine
+    if args.step_ms is not None:
+        engine = SteppedEngine(args.step_ms / 1e3, args.tokens_per_step, args.max_num_seqs)
+    else:
+        engine = Engine(config)
     params = SamplingParams(temperature=args.temperature, ignore_eos=args.ignore_eos)
     waiting = list(enumerate(prompts))[::-1]
     running = ended = tokens = 0
@@ -176,8 +189,8 @@ def run_bare(config: EngineConfig, prompts: Sequence[Prompt], args: argparse.Nam
                 running, ended = running - 1, ended + 1
                 watch.tell(tokens)
     run = watch.run("engine alone", ended, tokens)
-    llm.close()
-    del llm, engine
+    engine.close()
+    del engine
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()  # the job's engine is to have the room
@@ -185,7 +198,12 @@ def run_bare(config: EngineConfig, prompts: Sequence[Prompt], args: argparse.Nam
 
 
 def run_batch(
-    config: EngineConfig, source: Path, output: Path, num_replicas: int, tell: Callable[[str], None]
+    config: EngineConfig,
+    factory: EngineFactory,
+    source: Path,
+    output: Path,
+    num_replicas: int,
+    tell: Callable[[str], None],
 ) -> Run:
     watch = Watch()
 
@@ -193,7 +211,7 @@ def run_batch(
         watch.tell(progress.tokens_here)
 
     job = BatchJob((str(source),), str(output), config, config.model, num_replicas=num_replicas)
-    summary = run_job(job, tell, show)
+    summary = run_job(job, tell, show, factory)
     if summary["errors"]:
         raise ValueError(f"{summary['errors']} lines were refused")
     name = f"job, {num_replicas} engine{'s' * (num_replicas > 1)}"

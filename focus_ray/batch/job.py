@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 
+from focus_ray.batch.commit_pace import CommitPace
 from focus_ray.batch.inputs import InputFile, Piece, find_inputs
 from focus_ray.batch.ledger import Ledger, Place
 from focus_ray.batch.pipeline import cut, records
@@ -24,8 +25,8 @@ from focus_ray.errors import FocusRayError
 from focus_ray.openai.text_engine import EngineFactory
 
 SUMMARY = "summary.json"
-# A commit rewrites the manifest, so there are not many of them; a job that dies loses this much.
-COMMIT_EVERY, COMMIT_EVERY_S = 1000, 5.0
+# A job that dies loses no more than this.
+COMMIT_EVERY, COMMIT_EVERY_S = 10_000, 5.0
 # Lines before an engine for each of its places: those that wait fill what others leave.
 LINES_PER_PLACE = 3
 # An engine that ends so often without a record in between will not do any better.
@@ -183,16 +184,13 @@ class _Run:
         self._num_lines = num_lines
         self._show = show
         self._started_s = started_s
-        self._committed_s = started_s
+        self._pace = CommitPace(COMMIT_EVERY_S)
         self._pending: dict[Place, Record] = {}
-        self._num_before = ledger.num_results + ledger.num_errors
-        self._tokens_before = ledger.counts.get("completion_tokens", 0)
+        self._num_before = self.num_done = ledger.num_results + ledger.num_errors
+        self._num_errors = ledger.num_errors
+        self._tokens_here = 0
         self._ends = 0
         self.last_end: str | None = None
-
-    @property
-    def num_done(self) -> int:
-        return self._ledger.num_results + self._ledger.num_errors + len(self._pending)
 
     def take(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Records, or news of an engine."""
@@ -210,11 +208,14 @@ class _Run:
                 continue
             self._ends = 0
             place = (row["file"], row["line"])
-            if place[1] not in self._ledger.done(place[0]):
-                record = Record(row["text"], row["is_error"], json.loads(row["counts"]))
-                self._pending.setdefault(place, record)
-        now_s = time.monotonic()
-        if len(self._pending) >= COMMIT_EVERY or now_s - self._committed_s > COMMIT_EVERY_S:
+            if place in self._pending or place[1] in self._ledger.done(place[0]):
+                continue
+            record = Record(row["text"], row["is_error"], json.loads(row["counts"]))
+            self._pending[place] = record
+            self.num_done += 1
+            self._num_errors += record.is_error
+            self._tokens_here += record.counts.get("completion_tokens", 0)
+        if len(self._pending) >= COMMIT_EVERY or self._pace.is_due:
             self.commit()
         self._show(self._progress())
         self.check_errors()
@@ -227,14 +228,13 @@ class _Run:
 
     def commit(self) -> None:
         pending, self._pending = self._pending, {}
-        self._ledger.commit(pending)
-        self._committed_s = time.monotonic()
+        with self._pace.committing():
+            self._ledger.commit(pending)
 
     def summarise(self) -> dict[str, Any]:
         counts = self._ledger.counts
         here_s = time.monotonic() - self._started_s
         steps, decoded = counts.get("denoising_steps", 0), counts.get("decoded_tokens", 0)
-        tokens_here = counts.get("completion_tokens", 0) - self._tokens_before
         summary = {
             "requests": self._ledger.num_results + self._ledger.num_errors,
             "results": self._ledger.num_results,
@@ -243,26 +243,19 @@ class _Run:
             "tokens_per_step": decoded / steps if steps else None,
             "processed_per_decoded": counts["processed_tokens"] / decoded if decoded else None,
             "wall_s": here_s,
-            "output_tokens_per_s": tokens_here / here_s,
+            "output_tokens_per_s": self._tokens_here / here_s,
             "requests_of_earlier_starts": self._num_before,
         }
         Folder(self._job.output).write(SUMMARY, json.dumps(summary, indent=2).encode() + b"\n")
         return summary
 
-    @property
-    def _num_errors(self) -> int:
-        waiting = sum(record.is_error for record in self._pending.values())
-        return self._ledger.num_errors + waiting
-
     def _progress(self) -> Progress:
-        pending = sum(each.counts.get("completion_tokens", 0) for each in self._pending.values())
-        committed = self._ledger.counts.get("completion_tokens", 0) - self._tokens_before
         return Progress(
             self._num_lines,
             self.num_done,
             self._num_errors,
             self.num_done - self._num_before,
-            committed + pending,
+            self._tokens_here,
             time.monotonic() - self._started_s,
         )
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from focus_ray.batch.line_ranges import LineRanges, Range
 from focus_ray.batch.records import Record
@@ -37,7 +37,6 @@ class Shard(BaseModel):
 
     Args:
         results, errors: names of files; None where there is no such record.
-        lines: by the number of the input file, which of its lines these are.
         counts: tokens and steps, by the names of ``usage``.
     """
 
@@ -47,18 +46,23 @@ class Shard(BaseModel):
     errors: str | None
     num_results: int
     num_errors: int
-    lines: dict[int, list[Range]]
     counts: dict[str, int]
 
 
 class Manifest(BaseModel):
-    """All commits, and what the job was started with."""
+    """All commits, and what the job was started with.
+
+    Args:
+        lines: by the number of the input file, those that have a record in any of the shards. Lines
+            are done nearly in order, so that these are a few ranges, however many shards there are.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
-    version: int = 1
+    version: Literal[2] = 2
     owner: str
     arguments: dict[str, Any]
+    lines: dict[int, list[Range]] = Field(default_factory=dict)
     shards: list[Shard] = Field(default_factory=list)
 
 
@@ -83,10 +87,11 @@ class Ledger:
             ERRORS: FORMATS["jsonl"],
         }
         self._manifest = self._taken_up(dict(arguments))
-        self._done: dict[int, LineRanges] = {}
+        self._done = {file: LineRanges(each) for file, each in self._manifest.lines.items()}
         self._counts: Counter[str] = Counter()
+        self._num_results = self._num_errors = 0
         for shard in self.shards:
-            self._mark(shard)
+            self._count(shard)
 
     @property
     def shards(self) -> Sequence[Shard]:
@@ -94,11 +99,11 @@ class Ledger:
 
     @property
     def num_results(self) -> int:
-        return sum(shard.num_results for shard in self.shards)
+        return self._num_results
 
     @property
     def num_errors(self) -> int:
-        return sum(shard.num_errors for shard in self.shards)
+        return self._num_errors
 
     @property
     def counts(self) -> dict[str, int]:
@@ -134,7 +139,6 @@ class Ledger:
             errors=files[ERRORS],
             num_results=len(kinds[RESULTS]),
             num_errors=len(kinds[ERRORS]),
-            lines=_by_file(new),
             counts=dict(counts),
         )
         try:
@@ -143,9 +147,12 @@ class Ledger:
             for file in filter(None, files.values()):
                 self._folder.delete(file)
             raise
+        for number, lines in _by_file(new).items():
+            self._done[number] = self.done(number) | lines
+            self._manifest.lines[number] = self._done[number].ranges
         self._manifest.shards.append(shard)
+        self._count(shard)
         self._save()
-        self._mark(shard)
 
     def finish(self) -> None:
         """Leave nothing but what counts, when all lines have a record.
@@ -179,6 +186,11 @@ class Ledger:
                     "output of a batch; give another folder"
                 ) from None
             manifest = Manifest(owner=owner, arguments=arguments)
+        except ValidationError:
+            raise ValueError(
+                f"{self._folder.url}/{MANIFEST} is of no job, or of one that another version of "
+                "focus-ray began; give another folder"
+            ) from None
         if differences := list(_differences(manifest.arguments, arguments)):
             raise ValueError(
                 f"{self._folder.url} holds the output of a job with other arguments; give another "
@@ -197,7 +209,7 @@ class Ledger:
         return file
 
     def _save(self) -> None:
-        self._folder.write(MANIFEST, self._manifest.model_dump_json(indent=1).encode())
+        self._folder.write(MANIFEST, self._manifest.model_dump_json().encode())
 
     def _check_owner(self) -> None:
         found = Manifest.model_validate_json(self._folder.read(MANIFEST)).owner
@@ -210,17 +222,17 @@ class Ledger:
     def _is_done(self, place: Place) -> bool:
         return place[1] in self.done(place[0])
 
-    def _mark(self, shard: Shard) -> None:
+    def _count(self, shard: Shard) -> None:
         self._counts.update(shard.counts)
-        for file, ranges in shard.lines.items():
-            self._done[file] = self.done(file) | LineRanges(ranges)
+        self._num_results += shard.num_results
+        self._num_errors += shard.num_errors
 
 
-def _by_file(places: Iterable[Place]) -> dict[int, list[Range]]:
+def _by_file(places: Iterable[Place]) -> dict[int, LineRanges]:
     lines: dict[int, list[int]] = {}
     for file, line in places:
         lines.setdefault(file, []).append(line)
-    return {file: LineRanges.of(found).ranges for file, found in sorted(lines.items())}
+    return {file: LineRanges.of(found) for file, found in lines.items()}
 
 
 def _differences(old: Any, new: Any, name: str = "") -> Iterable[str]:

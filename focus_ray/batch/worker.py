@@ -27,6 +27,8 @@ ENGINE_ENDED, NOT_STARTED = -1, -2
 EXIT_AFTER_S = 2.0
 # Nobody reads an answer before its end, which is told at once.
 LOOK_S = 30.0
+# Each table is an object of Ray's, which costs the driver more than the records in it.
+GATHER_S = 0.5
 
 LINES = pa.schema([("file", pa.int64()), ("line", pa.int64()), ("raw", pa.binary())])
 RECORDS = pa.schema(
@@ -87,7 +89,7 @@ class EngineWorker:
         self._text = TextEngine(engine, lambda request: engine.generate(request, lambda: LOOK_S))
 
     async def __call__(self, lines: Any) -> AsyncIterator[Any]:
-        """Records as their lines are finished.
+        """Records as their lines are finished, those of half a second at a time.
 
         Args:
             lines: a table as ``LINES``.
@@ -104,8 +106,9 @@ class EngineWorker:
         }
         try:
             while pending:
-                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-                yield table([task.result() for task in done])
+                done, pending = await asyncio.wait(pending, timeout=GATHER_S)
+                if done:
+                    yield table([task.result() for task in done])
         except EngineDead as death:
             if self._is_ending:  # the work of this call goes to the next process
                 await asyncio.Event().wait()

@@ -20,6 +20,7 @@ from prometheus_client import Metric
 
 from focus_ray.batch.answering import record_of
 from focus_ray.batch.batch_store import ENDED, AskedBatch, BatchState, BatchStore
+from focus_ray.batch.commit_pace import CommitPace
 from focus_ray.batch.file_store import FileStore
 from focus_ray.batch.ledger import Ledger, LostOwnership, Place
 from focus_ray.batch.lines import BatchRequest, custom_id_of, is_blank, parse_line, request_line
@@ -36,7 +37,6 @@ logger = logging.getLogger(__name__)
 POLL_S = 1.0
 WAIT_S = 0.05
 COMMIT_EVERY_S = 1.0
-SHARDS_PER_INTERVAL = 100
 ENGINE_RETRY_S = 2.0
 MAX_BATCHES = 4
 MAX_ATTEMPTS = 3
@@ -315,7 +315,7 @@ class _Work:
         self._state = state
         self._ledger = ledger
         self._batches = batches
-        self._committed_s = time.monotonic()
+        self._pace = CommitPace(COMMIT_EVERY_S)
 
     def start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -324,9 +324,7 @@ class _Work:
 
     async def commit_now_and_then(self) -> bool:
         """Commit if it is time to; whether it was."""
-        # The manifest is written as a whole, and grows: less often the more there is in it.
-        every_s = COMMIT_EVERY_S * (1 + len(self._ledger.shards) / SHARDS_PER_INTERVAL)
-        if time.monotonic() - self._committed_s < every_s:
+        if not self._pace.is_due:
             return False
         await self.commit()
         return True
@@ -334,13 +332,13 @@ class _Work:
     async def commit(self) -> None:
         """What is finished counts from now on, and clients see how much it is."""
         records = dict(self.records)
-        await asyncio.to_thread(self._ledger.commit, records)
-        for place in records:
-            del self.records[place]
-        self._state.completed = self._ledger.num_results
-        self._state.failed = self._ledger.num_errors
-        await asyncio.to_thread(self._batches.save, self.asked.id, self._state)
-        self._committed_s = time.monotonic()
+        with self._pace.committing():
+            await asyncio.to_thread(self._ledger.commit, records)
+            for place in records:
+                del self.records[place]
+            self._state.completed = self._ledger.num_results
+            self._state.failed = self._ledger.num_errors
+            await asyncio.to_thread(self._batches.save, self.asked.id, self._state)
 
 
 def _some(lines: Iterator[tuple[int, bytes]]) -> list[tuple[int, bytes]]:

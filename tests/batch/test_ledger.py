@@ -120,6 +120,14 @@ def test_other_arguments_are_refused_with_the_difference(folder):
     assert "inputs[0].size: was 3, is 4" in str(caught.value)
 
 
+@pytest.mark.parametrize("text", [b'{"version": 1, "owner": "a", "arguments": {}}', b"[]", b"{"])
+def test_a_manifest_of_another_version_is_refused(folder, text):
+    folder.write(MANIFEST, text)
+    with pytest.raises(ValueError, match=r"manifest\.json is of no job, or of one that another"):
+        Ledger(folder, ARGUMENTS)
+    assert folder.read(MANIFEST) == text
+
+
 def test_a_folder_of_somebody_else_is_left_alone(folder):
     folder.write("results/mine.txt", b"x")
     with pytest.raises(ValueError, match="not the output of a batch"):
