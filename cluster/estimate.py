@@ -17,6 +17,7 @@ from focus_ray.cluster.outlines import Outline, outline
 from focus_ray.config import EngineConfig
 from focus_ray.engine.buckets import token_buckets
 from focus_ray.engine.choosing import LOGITS_BYTES
+from focus_ray.engine.memory import GRAPHS_BYTES
 from focus_ray.engine.sizes import EngineSizes, resolve_sizes
 from focus_ray.models.base import BlockDiffusionModel
 from focus_ray.models.decoder import DecoderForCausalLM
@@ -30,10 +31,6 @@ CONTEXT_BYTES = int(1.25 * GIB)
 LOGIT_BYTES = 48
 """Of each logit that is held at once while tokens are drawn with every wish there is: copies in
 float32, sorted ones, their order in int64."""
-
-GRAPHS_BYTES = int(1.3 * GIB)
-"""Of recorded steps beside their activations, at most: 0.2 to 1.3 GiB. They are recorded behind all
-else, in the part of the memory that ``gpu_memory_utilization`` leaves free."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import torch
 
@@ -12,6 +13,11 @@ from focus_ray.config import EngineConfig
 logger = logging.getLogger(__name__)
 
 CPU_KV_BYTES = 1 << 30
+OWN_BYTES = 1 << 30
+"""CUDA, libraries and loaded kernels of one process, at most; 0.7 to 0.93 GiB on an H200."""
+GRAPHS_BYTES = int(1.3 * (1 << 30))
+"""Of recorded steps beside their activations, at most: 0.2 to 1.3 GiB on an H200. They are recorded
+behind all else, in the part of the memory that ``gpu_memory_utilization`` leaves free."""
 
 
 def count_pages(
@@ -24,7 +30,8 @@ def count_pages(
     """Pages of the pool.
 
     ``num_pages`` if given; else what ``kv_cache_memory_bytes`` holds; else 1 GiB on a CPU, and on a
-    GPU what is left of ``gpu_memory_utilization`` after the model and its largest step.
+    GPU what is left of ``gpu_memory_utilization`` after the model and its largest step. That share
+    is this engine's own, as in vLLM: what others have on the GPU does not count to it.
 
     Args:
         bytes_per_page: keys and values of all layers.
@@ -39,24 +46,72 @@ def count_pages(
     if config.kv_cache_memory_bytes is not None:
         available = config.kv_cache_memory_bytes
     elif device.type == "cuda":
-        available = _free_gpu_bytes(config.gpu_memory_utilization, device, rehearse)
+        activations = _step_bytes(device, rehearse)
+        memory = GpuMemory.of(device)
+        available = memory.room_for_kv(
+            config.gpu_memory_utilization, activations, has_graphs=not config.enforce_eager
+        )
+        logger.info("%s, %.2f GiB for the largest step", memory, activations / 2**30)
     else:
         available = CPU_KV_BYTES
     num_pages = available // bytes_per_page
     if num_pages < 1:
         raise ValueError(
             f"{available} bytes are left for the KV cache, one page "
-            f"takes {bytes_per_page}; raise gpu_memory_utilization or kv_cache_memory_bytes, or "
-            "lower max_num_batched_tokens or page_size"
+            f"takes {bytes_per_page}; raise gpu_memory_utilization or kv_cache_memory_bytes, "
+            "lower max_num_batched_tokens or page_size, or stop what else is on the GPU"
         )
     return int(num_pages)
 
 
-def _free_gpu_bytes(
-    utilization: float,
-    device: torch.device,
-    rehearse: Callable[[], Iterable[Callable[[], None]]],
-) -> int:
+@dataclass(frozen=True)
+class GpuMemory:
+    """A GPU's memory as one process sees it, in bytes.
+
+    Args:
+        total: of the GPU.
+        free: of it.
+        reserved: by this process's tensors.
+    """
+
+    total: int
+    free: int
+    reserved: int
+
+    @classmethod
+    def of(cls, device: torch.device) -> GpuMemory:
+        """As it is now, without what the allocator only keeps."""
+        torch.cuda.empty_cache()
+        free, total = torch.cuda.mem_get_info(device)
+        return cls(total, free, torch.cuda.memory_reserved(device))
+
+    @property
+    def own(self) -> int:
+        """What this process takes. Beside its tensors that can only be bounded: a GPU does not tell
+        whose the rest is.
+        """
+        return self.reserved + min(self.total - self.free - self.reserved, OWN_BYTES)
+
+    def room_for_kv(self, share: float, activations: int, *, has_graphs: bool) -> int:
+        """What this process may still take for KV pages.
+
+        Args:
+            share: of the GPU that is this process's.
+            activations: of its largest step.
+            has_graphs: steps will be recorded, in memory that the share does not count.
+        """
+        outside = int(self.total * (1 - share))
+        graphs = min(outside, activations + GRAPHS_BYTES) if has_graphs else 0
+        room = min(int(self.total * share) - self.own, self.free - graphs)
+        return max(0, room - activations)
+
+    def __str__(self) -> str:
+        free, own, total = (each / 2**30 for each in (self.free, self.own, self.total))
+        return f"GPU memory: {total:.2f} GiB, {free:.2f} GiB free, {own:.2f} GiB this engine's"
+
+
+def _step_bytes(device: torch.device, rehearse: Callable[[], Iterable[Callable[[], None]]]) -> int:
+    """What the largest step takes beside the model."""
     torch.cuda.empty_cache()
     idle = torch.cuda.memory_allocated(device)
     activations = buffers = 0
@@ -68,16 +123,4 @@ def _free_gpu_bytes(
         run()
         torch.cuda.synchronize(device)
         activations += torch.cuda.max_memory_allocated(device) - before
-    activations += buffers
-    del run  # and with it what it ran on
-    torch.cuda.empty_cache()
-    free, total = torch.cuda.mem_get_info(device)
-    in_use = total - free
-    available = int(total * utilization) - in_use - activations
-    logger.info(
-        "GPU memory: %.2f GiB in use, %.2f GiB for the largest step, %.2f GiB for KV pages",
-        in_use / 2**30,
-        activations / 2**30,
-        available / 2**30,
-    )
-    return max(available, 0)
+    return activations + buffers
