@@ -28,11 +28,13 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import torch
 from rich.console import Console
 from rich.table import Table
 
 from focus_ray.benchmarks.closed_loop import ClosedLoop, LoopEngine
 from focus_ray.benchmarks.report_file import write_json
+from focus_ray.benchmarks.run_facts import run_facts
 from focus_ray.benchmarks.serving_client import CHAT, COMPLETIONS, Client
 from focus_ray.benchmarks.serving_load import send_all
 from focus_ray.benchmarks.serving_prompts import bodies_of
@@ -76,6 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.json is not None:
         report = {
             "command": shlex.join(["focus-ray", "bench", "http", *command]),
+            **run_facts(args.step_ms is None and torch.cuda.is_available()),
             "pairs": [{**asdict(pair), "ratio": pair.ratio} for pair in pairs],
             "ratio": statistics.median(pair.ratio for pair in pairs),
         }

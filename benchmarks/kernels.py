@@ -11,8 +11,6 @@ the retained masked tokens, importance twice, retain, compact. It leaves out the
 from __future__ import annotations
 
 import argparse
-import datetime
-import platform
 import shlex
 import sys
 from collections.abc import Sequence
@@ -40,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from focus_ray.benchmarks.kernel_tables import print_report
     from focus_ray.benchmarks.kernel_times import measure
     from focus_ray.benchmarks.report_file import write_json
+    from focus_ray.benchmarks.run_facts import run_facts
     from focus_ray.benchmarks.sdar_step import QUICK_CONFIG, QUICK_SHAPES, SHAPES, Step
     from focus_ray.benchmarks.timing import Timer
     from focus_ray.models.shapes import SDAR_8B
@@ -59,12 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         report = measure(timer, config, shapes, largest)
     print_report(console, report)
     if args.json:
-        on_gpu = timer.device.type == "cuda"
         found = {
             "command": shlex.join(["python", "benchmarks/kernels.py", *command]),
-            "date": datetime.date.today().isoformat(),
-            "device": torch.cuda.get_device_name() if on_gpu else f"CPU ({platform.machine()})",
-            "torch": torch.__version__,
+            **run_facts(timer.device.type == "cuda"),
             "triton": triton.__version__,
             "model": config.model_dump(),
             "assumptions": " ".join((Step.__doc__ or "").split()),

@@ -12,8 +12,6 @@ all (token, expert) pairs at the rate of a large product. *Spread* routing draws
 from __future__ import annotations
 
 import argparse
-import datetime
-import platform
 import shlex
 import sys
 from collections.abc import Sequence
@@ -27,6 +25,7 @@ from rich.table import Table
 
 from focus_ray.benchmarks.moe_work import QUICK_SHAPES, SHAPES, SKEWS, Experts, work_of
 from focus_ray.benchmarks.report_file import write_json
+from focus_ray.benchmarks.run_facts import run_facts
 from focus_ray.benchmarks.timing import Timer, measure_ceilings
 from focus_ray.kernels.launch import can_launch
 from focus_ray.kernels.moe import moe, moe_reference
@@ -121,12 +120,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             del experts  # before the next layer's weights take their place
     console.print(f"Target: {TARGET:.0%} of the bound from {TARGET_TOKENS} tokens on.")
     if args.json:
-        on_gpu = timer.device.type == "cuda"
         report = {
             "command": shlex.join(["python", "benchmarks/moe.py", *command]),
-            "date": datetime.date.today().isoformat(),
-            "device": torch.cuda.get_device_name() if on_gpu else f"CPU ({platform.machine()})",
-            "torch": torch.__version__,
+            **run_facts(timer.device.type == "cuda"),
             "triton": triton.__version__,
             "limits": asdict(limits),
             "layers": [asdict(shape) for shape in layers],

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import platform
 import shlex
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from focus_ray.benchmarks.expand import DEFAULT_SMALL, expand
 from focus_ray.benchmarks.profile_kernels import Activity, activity_of, read_trace
 from focus_ray.benchmarks.profile_tables import print_profile
 from focus_ray.benchmarks.report_file import write_json
+from focus_ray.benchmarks.run_facts import device_name
 from focus_ray.benchmarks.settings import engine_fields
 from focus_ray.benchmarks.workload import Lengths, bundled_prompts
 from focus_ray.config import EngineConfig
@@ -124,7 +124,7 @@ def profile_engine(
     processed = after.processed_tokens - before.processed_tokens
     prefilled = after.prefill_tokens - before.prefill_tokens
     return StepProfile(
-        device=torch.cuda.get_device_name() if on_gpu else f"CPU ({platform.machine()})",
+        device=device_name(on_gpu),
         step_s=step_s,
         host_s=(after.host_s - before.host_s) / steps,
         num_tokens=(processed + prefilled) / steps,

@@ -11,8 +11,6 @@ mode and, after commas, what differs from the defaults, by the names of ``settin
 from __future__ import annotations
 
 import argparse
-import datetime
-import platform
 import shlex
 import sys
 import time
@@ -35,6 +33,7 @@ from focus_ray.benchmarks.decoding_steps import (
     signal_of,
 )
 from focus_ray.benchmarks.report_file import write_json
+from focus_ray.benchmarks.run_facts import run_facts
 from focus_ray.benchmarks.scores import Score, scores_of
 from focus_ray.benchmarks.settings import engine_fields
 from focus_ray.engine.outputs import DecodingCounts
@@ -208,18 +207,11 @@ def main() -> None:
 def write_report(args: argparse.Namespace, results: Sequence[Result]) -> None:
     report = {
         "command": shlex.join(["python", *sys.argv]),
-        "date": datetime.date.today().isoformat(),
         "model": args.model,
-        "device": _device_name(args.device),
-        "torch": torch.__version__,
+        **run_facts(args.device != "cpu" and torch.cuda.is_available()),
         "settings": [result.as_json() for result in results],
     }
     write_json(args.json, report)
-
-
-def _device_name(device: str) -> str:
-    on_gpu = device != "cpu" and torch.cuda.is_available()
-    return torch.cuda.get_device_name() if on_gpu else f"CPU ({platform.machine()})"
 
 
 if __name__ == "__main__":

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import platform
 import shlex
 import sys
 from collections.abc import Sequence
@@ -39,6 +38,7 @@ from focus_ray.benchmarks.roofline_counts import Recorded, read_json, read_runs
 from focus_ray.benchmarks.roofline_layers import Product, products_of
 from focus_ray.benchmarks.roofline_products import ProductTimes, measure_products
 from focus_ray.benchmarks.roofline_tables import print_ceilings, print_rooflines
+from focus_ray.benchmarks.run_facts import device_name
 from focus_ray.benchmarks.sdar_step import QUICK_CONFIG
 from focus_ray.benchmarks.timing import Timer, measure_ceilings
 from focus_ray.errors import FocusRayError
@@ -178,7 +178,7 @@ def measure(config: DecoderConfig, *, quick: bool = False) -> Measured:
         times = measure_products(
             products, device, torch.float32, rows=QUICK_ROWS, rounds=2, flush_bytes=1
         )
-        name, itemsize = f"CPU ({platform.machine()})", torch.float32.itemsize
+        name, itemsize = device_name(on_gpu=False), torch.float32.itemsize
     else:
         device = torch.device("cuda")
         general = measure_ceilings(Timer(device), COPY_BYTES, MATMUL_SIZE)

@@ -155,7 +155,7 @@ def measure(args: argparse.Namespace, console: Console, rounds: list[Round]) -> 
         for router in (OURS, SERVES)
     )
     server = LocalServer(
-        ServeArgs(models=models),
+        ServeArgs(models=models, num_ingress_replicas=1),
         "127.0.0.1",
         args.port,
         tell=lambda stage: console.print(stage, style="dim"),

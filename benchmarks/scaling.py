@@ -19,8 +19,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import os
-import platform
 import shlex
 import sys
 import tempfile
@@ -33,6 +31,7 @@ from rich.console import Console
 
 from focus_ray import __version__
 from focus_ray.benchmarks.report_file import write_text
+from focus_ray.benchmarks.run_facts import device_name
 from focus_ray.benchmarks.scaling_flags import parse_arguments
 from focus_ray.benchmarks.scaling_layouts import ONE, Layout, in_turns
 from focus_ray.benchmarks.scaling_load import Clients
@@ -86,7 +85,7 @@ class Scaling:
             "command": command,
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "version": __version__,
-            "devices": args.gpu_names or [f"{os.cpu_count()} cores, {platform.machine()}"],
+            "devices": args.gpu_names or [device_name(on_gpu=False)],
             "model": args.model,
             "mode": args.mode,
             "router": args.router,
