@@ -9,7 +9,7 @@ process steps, an ingress process parses, streams and waits.
 import asyncio
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -37,6 +37,7 @@ from focus_ray.serve.placing import Placed, place
 from focus_ray.serve.ray_client import RayEngineClient, metrics_of
 from focus_ray.serve.replica import Replica
 from focus_ray.serve.router import router_config
+from focus_ray.serve.serve_settings import replica_settings
 from focus_ray.serve.served_models import ServedModel, ServedModels
 
 APP_NAME = "focus-ray"
@@ -143,10 +144,10 @@ def build_with(args: ServeArgs, engine_factory: EngineFactory) -> serve.Applicat
     ]
     ingress = serve.deployment(
         name="ingress",
-        num_replicas=args.num_ingress_replicas,
+        num_replicas=args.num_ingresses,
         max_ongoing_requests=MAX_REFUSING
         + sum(_capacity(each) * each.max_engines for each in args.served),
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options=_actor_options({"num_cpus": 0}),
         # It takes no room to speak of, so new ones serve before old ones finish and go.
         max_surge_percent=100,
         graceful_shutdown_timeout_s=args.ingress_drain_timeout_s,
@@ -157,7 +158,10 @@ def build_with(args: ServeArgs, engine_factory: EngineFactory) -> serve.Applicat
     if args.batch_storage is None:
         return ingress.bind(names, engines, places, settings)
     batches = serve.deployment(
-        name="batches", num_replicas=1, ray_actor_options={"num_cpus": 0}, max_surge_percent=0
+        name="batches",
+        num_replicas=1,
+        ray_actor_options=_actor_options({"num_cpus": 0}),
+        max_surge_percent=0,
     )(BatchDeployment)
     share = max(1, int(args.batch_share * min(each.engine.max_num_seqs for each in args.served)))
     runner = batches.bind(names, engines, args.batch_storage, share, args.max_handovers)
@@ -169,10 +173,10 @@ def _engines(name: str, placed: Placed, engine_factory: EngineFactory) -> serve.
     capacity = _capacity(model)
     if model.autoscaling is None:
         replicas: dict[str, Any] = {"num_replicas": model.num_replicas}
-        actor_options: dict[str, Any] = resources
+        actor_options = _actor_options(resources)
     else:
         replicas = {"autoscaling_config": _autoscaling(model.autoscaling)}
-        actor_options = {**resources, "runtime_env": {"env_vars": PUSH_INTERVAL}}
+        actor_options = _actor_options(resources, PUSH_INTERVAL)
     deployment = serve.deployment(
         name=name,
         max_ongoing_requests=capacity,
@@ -188,6 +192,14 @@ def _engines(name: str, placed: Placed, engine_factory: EngineFactory) -> serve.
         **placement(placed.config.tensor_parallel_size, resources),
     )(EngineDeployment)
     return deployment.bind(placed.config, model.names[0], engine_factory)
+
+
+def _actor_options(
+    resources: Mapping[str, float], environment: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Of a deployment's processes: what Ray reserves for each, and what Serve is told in it."""
+    variables = {**replica_settings(os.environ), **(environment or {})}
+    return {**resources, "runtime_env": {"env_vars": variables}} if variables else {**resources}
 
 
 def _capacity(model: ModelArgs) -> int:

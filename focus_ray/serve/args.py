@@ -37,8 +37,10 @@ class ServeArgs(ModelArgs):
     models: tuple[ModelArgs, ...] = Field(
         (), description="Several models, in place of the fields of one."
     )
-    num_ingress_replicas: PositiveInt = Field(
-        1, description="Processes that parse requests and stream replies."
+    num_ingress_replicas: PositiveInt | None = Field(
+        None,
+        description="Processes that parse requests and stream replies. None: one for each engine "
+        "that is there from the start, which keeps half a core busy when it is full.",
     )
     ingress_drain_timeout_s: PositiveFloat = Field(
         600.0,
@@ -95,6 +97,12 @@ class ServeArgs(ModelArgs):
                     f"the deployment {name!r}; let the first names differ in letters or digits"
                 )
         return deployments
+
+    @property
+    def num_ingresses(self) -> int:
+        """``num_ingress_replicas``, or what it is if left open."""
+        engines = sum(model.min_engines for model in self.served)
+        return self.num_ingress_replicas or max(1, engines)
 
     def settings(self, environment: Mapping[str, str]) -> IngressSettings:
         """What the ingress needs to know.

@@ -6,14 +6,17 @@ import contextlib
 import logging
 import os
 import socket
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, cast
 
 from focus_ray.cluster.local_ray import StartFailed, local_ray
 from focus_ray.errors import CheckpointError
+from focus_ray.serve.http_proxy import proxy_settings
 from focus_ray.serve.logs import level_of, serve_logging
 from focus_ray.serve.placing import place
+from focus_ray.serve.serve_settings import PROXY_SETTINGS, REPLICA_SETTINGS
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -71,10 +74,15 @@ class LocalServer:
         level_of(os.environ)  # before an engine starts, which asks for it, too
         with self._cleanup:
             self._tell("starting Ray")
+            folder = self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="focus-ray-"))
+            num_engines = sum(model.max_engines for model in self._args.served)
             self._cleanup.enter_context(
                 local_ray(
                     object_store_bytes=OBJECT_STORE_BYTES,
-                    environment=environment(),
+                    environment={
+                        **environment(),
+                        **proxy_settings(num_engines, Path(folder), os.environ),
+                    },
                     dashboard=self._dashboard,
                     temp_dir=self._temp_dir,
                 )
@@ -185,18 +193,8 @@ def start_serve(host: str, port: int) -> None:
 
 
 def environment() -> dict[str, str]:
-    """What Serve must find in the environment, unless the user says otherwise.
-
-    This is what streaming costs: with one event loop per process, and chunks that come by gRPC, a
-    third of what it does by Ray's defaults (``benchmarks/http_overhead.py``). Serve's own switch
-    for this has more to it.
-    """
-    return {
-        "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
-        "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
-        "RAY_SERVE_PROXY_USE_GRPC": "1",
-        "RAY_SERVE_LOG_TO_STDERR": "0",
-    }
+    """What Ray and Serve must find in the environment, unless the user says otherwise."""
+    return {**REPLICA_SETTINGS, **PROXY_SETTINGS, "RAY_SERVE_LOG_TO_STDERR": "0"}
 
 
 def refuse_taken_port(host: str, port: int) -> None:

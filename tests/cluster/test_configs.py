@@ -11,7 +11,10 @@ import yaml
 from focus_ray.cli.cluster_check import examine
 from focus_ray.cli.cluster_files import read_files
 from focus_ray.cluster.accelerators import GPUS
+from focus_ray.cluster.local_ray import private
 from focus_ray.cluster.strict_yaml import unset_values
+from focus_ray.serve.haproxy import BINARY, COMMAND
+from focus_ray.serve.http_proxy import SWITCH
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "cluster" / "configs"
@@ -135,6 +138,17 @@ def test_nobody_reaches_a_cluster_without_a_token(name):
     in_image = "RAY_AUTH_MODE=token" in (CONFIGS / "Dockerfile").read_text()
     asked = any("RAY_AUTH_MODE=token" in each for each in config.get("setup_commands", []))
     assert asked or ("docker" in config and in_image)
+
+
+@pytest.mark.parametrize(
+    "name", ["Dockerfile", "launcher/one-machine.yaml", "launcher/on-premise.yaml"]
+)
+def test_ray_is_told_what_makes_streams_cheap(name):
+    """Wherever Ray is started by what is in these files; the other files start it in the image."""
+    wanted = {SWITCH: "1", "RAY_worker_niceness": private()["RAY_worker_niceness"]}
+    text = (CONFIGS / name).read_text()
+    assert all(f"{variable}={value}" in text for variable, value in wanted.items())
+    assert f"{BINARY}=" in text and COMMAND in text
 
 
 def test_the_image_holds_what_is_installed():

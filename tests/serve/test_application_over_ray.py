@@ -38,6 +38,7 @@ def two_models(seed: int) -> ServeArgs:
             ModelArgs(served_model_name=("steady",), engine=config, **SMALL),
             ModelArgs(served_model_name=("elastic",), engine=config, autoscaling=ELASTIC, **SMALL),
         ),
+        num_ingress_replicas=1,
         batch_storage=None,
         api_keys=(KEY,),
     )

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from focus_ray.config import EngineConfig
 from focus_ray.serve.api_keys import hash_of
 from focus_ray.serve.args import ServeArgs
+from focus_ray.serve.serve_settings import replica_settings
 
 TWO = {"models": [{"served_model_name": ["a"]}, {"served_model_name": ["b"]}]}
 SECRET = "sesame-open"
@@ -20,6 +21,29 @@ def test_one_model_needs_no_list():
     assert (model.min_engines, model.max_engines) == (2, 2)
     assert list(args.deployments) == ["engine"]
     assert ServeArgs(served_model_name=("a", "b")).served[0].names == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("args", "number"),
+    [
+        pytest.param({}, 1, id="one engine"),
+        pytest.param({"num_replicas": 8}, 8, id="one for each engine"),
+        pytest.param({"num_replicas": 8, "num_ingress_replicas": 2}, 2, id="as asked for"),
+        pytest.param(
+            {"autoscaling": {"min_replicas": 2, "max_replicas": 9}}, 2, id="engines at the start"
+        ),
+        pytest.param(
+            {"models": [{}, {"served_model_name": ["b"], "num_replicas": 3}]}, 4, id="all"
+        ),
+    ],
+)
+def test_there_are_ingresses_enough(args, number):
+    assert ServeArgs.model_validate(args).num_ingresses == number
+
+
+def test_what_serve_is_told_comes_along_unless_it_is_there():
+    found = replica_settings({"RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "1"})
+    assert found == {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}
 
 
 def test_deployments_are_named_after_their_models():

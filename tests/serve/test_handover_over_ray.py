@@ -42,6 +42,7 @@ def application(seed: int = 0) -> ServeArgs:
         num_replicas=2,
         num_cpus=0.5,
         drain_timeout_s=0.5,
+        num_ingress_replicas=1,  # which counts all
         batch_storage=None,
     )
 
