@@ -26,6 +26,16 @@ class NoSuchObject(RequestRejected):
         super().__init__(f"No such {kind}: {shortened(object_id)!r}", "id")
 
 
+class NoBatchApi(RequestRejected):
+    """This server keeps no files and runs no batches."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This server has no Batch API; its batch_storage turns it on: an URL, or a folder that "
+            "all of its machines see"
+        )
+
+
 class BodyTooLarge(RequestRejected):
     """The request body is longer than this server reads."""
 
@@ -51,6 +61,7 @@ class ErrorKind:
 TABLE: dict[type[Exception], ErrorKind] = {
     ModelNotFound: ErrorKind(404, "invalid_request_error", "model_not_found"),
     NoSuchObject: ErrorKind(404, "invalid_request_error", "not_found"),
+    NoBatchApi: ErrorKind(404, "invalid_request_error", "no_batch_api"),
     BodyTooLarge: ErrorKind(413, "invalid_request_error", "body_too_large"),
     UnsupportedMediaType: ErrorKind(415, "invalid_request_error", "unsupported_media_type"),
     Unauthorized: ErrorKind(401, "authentication_error", "invalid_api_key"),

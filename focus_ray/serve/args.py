@@ -55,9 +55,9 @@ class ServeArgs(ModelArgs):
     )
     max_body_bytes: PositiveInt = Field(16 * 2**20, description="Longest request body.")
     batch_storage: str | None = Field(
-        "~/.local/share/focus-ray/batches",
+        None,
         description="Folder or URL of the Batch API's files, of this server alone and seen by all "
-        "its nodes; null: no Batch API.",
+        "its machines; None: no Batch API.",
     )
     max_batch_file_bytes: PositiveInt = Field(
         200 * 2**20, description="Longest file that may be uploaded."

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat
 
 from focus_ray import __version__
 from focus_ray.batch.storage import Folder
-from focus_ray.openai.error_kinds import Unauthorized
+from focus_ray.openai.error_kinds import NoBatchApi, Unauthorized
 from focus_ray.openai.protocol import (
     BatchCreateRequest,
     ChatCompletionRequest,
@@ -239,6 +239,8 @@ def create_app(
         )
         app.include_router(_batches(ingress, batches))
         bodies.append(BatchCreateRequest)
+    else:
+        app.include_router(_no_batches(ingress))
     add_schemas(app, *bodies)
     return app
 
@@ -303,6 +305,19 @@ def _batches(ingress: Ingress, batches: BatchRoutes) -> APIRouter:
         router.add_api_route(
             path, handler, methods=[method], responses=refusals, openapi_extra=extra
         )
+    return router
+
+
+def _no_batches(ingress: Ingress) -> APIRouter:
+    """Says so, where clients would look for a mistake in their path."""
+
+    async def refuse() -> None:
+        raise NoBatchApi
+
+    router = APIRouter(dependencies=[Depends(ingress.check_key)], include_in_schema=False)
+    for path in ("/v1/files", "/v1/batches"):
+        for each in (path, f"{path}/{{rest:path}}"):
+            router.add_api_route(each, refuse, methods=["GET", "POST", "DELETE"])
     return router
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 OBJECT_STORE_BYTES = 128 * 2**20
 # Their messages were written for users and need no name in front.
 ERRORS_IN_WORDS = {CheckpointError.__name__, ValueError.__name__}
+BATCH_FOLDER = "~/.local/share/focus-ray/batches"
 # States of a deployment in which requests are answered.
 SERVING = {"HEALTHY", "UPSCALING", "DOWNSCALING"}
 
@@ -156,10 +157,10 @@ class LocalServer:
             raise StartFailed(self.trouble() or str(error)) from None
 
     def _with_folder(self) -> ServeArgs:
-        """Batches in a folder of this server's own: another one may run on another port."""
-        if "batch_storage" in self._args.model_fields_set or self._args.batch_storage is None:
+        """Batches in a folder of this server's own, unless the user says where, or not at all."""
+        if "batch_storage" in self._args.model_fields_set:
             return self._args
-        folder = f"{self._args.batch_storage}/{self._port}"
+        folder = f"{BATCH_FOLDER}/{self._port}"  # another server may run on another port
         return self._args.model_copy(update={"batch_storage": folder})
 
     def _refuse_missing_resources(self) -> None:

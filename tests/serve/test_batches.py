@@ -18,7 +18,9 @@ from focus_ray.batch.storage import Folder
 from focus_ray.config import EngineConfig
 from focus_ray.serve import batch_runner
 from focus_ray.serve.api_keys import hash_of
+from focus_ray.serve.args import ServeArgs
 from focus_ray.serve.batch_runner import BatchRunner
+from focus_ray.serve.local import BATCH_FOLDER, LocalServer
 from focus_ray.serve.replica import Replica
 from focus_ray.serve.served_models import ServedModel, ServedModels
 
@@ -280,11 +282,6 @@ def test_files_and_batches_belong_to_a_key(tmp_path, serving_of):
         client.close()
 
 
-def test_without_storage_there_is_no_such_route(server):
-    with pytest.raises(openai.NotFoundError):
-        server.openai.batches.list()
-
-
 def test_many_uploads_at_once_stay_apart(client):
     with ThreadPoolExecutor(8) as pool:
         found = list(
@@ -369,3 +366,25 @@ def test_a_file_that_is_no_batch_stops_no_other(client, runners, tmp_path):
     odd.write_text("{}")
     runners()
     wait(client, create(client, lines(line("a"))), "completed")
+
+
+@pytest.mark.parametrize("path", ["files", "batches", "files/file-1/content", "batches/b/cancel"])
+def test_a_server_without_batches_says_so(server, path):
+    ask = server.openai.post if "cancel" in path else server.openai.get
+    with pytest.raises(openai.NotFoundError, match="batch_storage turns it on") as caught:
+        ask(f"/{path}", cast_to=object)
+    assert caught.value.code == "no_batch_api"
+
+
+@pytest.mark.parametrize(
+    ("given", "folder"),
+    [
+        pytest.param({}, f"{BATCH_FOLDER}/8001", id="one of its own"),
+        pytest.param({"batch_storage": "s3://mine"}, "s3://mine", id="as the user says"),
+        pytest.param({"batch_storage": None}, None, id="none"),
+    ],
+)
+def test_where_a_server_of_one_machine_keeps_batches(given, folder):
+    assert ServeArgs().batch_storage is None
+    server = LocalServer(ServeArgs.model_validate(given), "127.0.0.1", 8001)
+    assert server._with_folder().batch_storage == folder
