@@ -94,7 +94,7 @@ def read_until_ready(process):
 
 def left_behind(word):
     """Processes with this in their command; a moment later, for some are ended by others' end."""
-    end = time.monotonic() + 5
+    end = time.monotonic() + 15
     while (found := running(word)) and time.monotonic() < end:
         time.sleep(0.1)
     return found
