@@ -47,7 +47,7 @@ def count_pages(
         available = config.kv_cache_memory_bytes
     elif device.type == "cuda":
         activations = _step_bytes(device, rehearse)
-        memory = GpuMemory.of(device)
+        memory = GpuMemory.of(device, may_share=config.tensor_parallel_size == 1)
         available = memory.room_for_kv(
             config.gpu_memory_utilization, activations, has_graphs=not config.enforce_eager
         )
@@ -72,25 +72,29 @@ class GpuMemory:
         total: of the GPU.
         free: of it.
         reserved: by this process's tensors.
+        may_share: others may be on the GPU. They are not beside a rank of several, whose libraries
+            take more.
     """
 
     total: int
     free: int
     reserved: int
+    may_share: bool = True
 
     @classmethod
-    def of(cls, device: torch.device) -> GpuMemory:
+    def of(cls, device: torch.device, *, may_share: bool) -> GpuMemory:
         """As it is now, without what the allocator only keeps."""
         torch.cuda.empty_cache()
         free, total = torch.cuda.mem_get_info(device)
-        return cls(total, free, torch.cuda.memory_reserved(device))
+        return cls(total, free, torch.cuda.memory_reserved(device), may_share)
 
     @property
     def own(self) -> int:
-        """What this process takes. Beside its tensors that can only be bounded: a GPU does not tell
-        whose the rest is.
+        """What this process takes. Beside its tensors that can only be bounded where others may be:
+        a GPU does not tell whose the rest is.
         """
-        return self.reserved + min(self.total - self.free - self.reserved, OWN_BYTES)
+        rest = self.total - self.free - self.reserved
+        return self.reserved + (min(rest, OWN_BYTES) if self.may_share else rest)
 
     def room_for_kv(self, share: float, activations: int, *, has_graphs: bool) -> int:
         """What this process may still take for KV pages.

@@ -38,6 +38,14 @@ def test_two_halves_fit_beside_each_other():
     assert 2 * taken + STEP + GRAPHS_BYTES <= TOTAL
 
 
+def test_a_rank_of_several_counts_all_that_is_taken():
+    """NCCL has buffers that torch does not know of."""
+    nccl = 2 * GIB
+    rank = GpuMemory(TOTAL, TOTAL - WEIGHTS - CUDA - nccl, WEIGHTS, may_share=False)
+    mine = rank.room_for_kv(0.9, STEP, has_graphs=True)
+    assert mine == int(TOTAL * 0.9) - WEIGHTS - CUDA - nccl - STEP
+
+
 @pytest.mark.parametrize("has_graphs", [True, False])
 def test_what_others_have_is_never_counted_on(has_graphs):
     """Nor the room in which steps are recorded."""
