@@ -25,7 +25,7 @@ from focus_ray.errors import FocusRayError
 from focus_ray.openai.text_engine import EngineFactory
 
 SUMMARY = "summary.json"
-# A job that dies loses no more than this.
+# Lines, or seconds unless commits take long: what a job that dies loses.
 COMMIT_EVERY, COMMIT_EVERY_S = 10_000, 5.0
 # Lines before an engine for each of its places: those that wait fill what others leave.
 LINES_PER_PLACE = 3

@@ -1,9 +1,10 @@
 """Which of Ray Serve's two HTTP proxies stands before the ingress of one machine.
 
 Serve's own is a single Python process. It carries the streams of four engines at a thousand chunks
-a second each; of eight it delivers a third, minutes late. HAProxy, which comes with ``ray[serve]``,
-carries those of eight with a third of a core (``benchmarks/results``). It also opens two ports for
-its own statistics on all interfaces, which is why few engines are served without it.
+a second each; of eight it delivers a third, in three times the time. HAProxy, which comes with
+``ray[serve]``, carries those of eight with a third of a core (``benchmarks/results``). It also
+opens two ports for its own statistics on all interfaces, which is why few engines are served
+without it.
 """
 
 from __future__ import annotations
