@@ -75,6 +75,20 @@ def test_a_commit_that_is_cut_short_never_was(folder, monkeypatch, lost):
     assert committed(folder) == ["a", "b again"]
 
 
+def test_a_manifest_that_could_not_be_written_is_made_up_for_by_the_next(folder, monkeypatch):
+    """The same lines may be committed again; they count once."""
+    ledger = Ledger(folder, ARGUMENTS)
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger, "_save", lambda: (_ for _ in ()).throw(OSError("no network")))
+        with pytest.raises(OSError, match="no network"):
+            ledger.commit({(0, 1): record("a")})
+    ledger.commit({(0, 1): record("a"), (0, 2): record("b")})
+    ledger.finish()
+    again = Ledger(folder, ARGUMENTS)
+    assert again.num_results == 2 and again.done(0).ranges == [(1, 2)]
+    assert committed(folder) == ["a", "b"]
+
+
 def test_a_job_that_was_replaced_commits_nothing_more(folder):
     old = Ledger(folder, ARGUMENTS)
     new = Ledger(folder, ARGUMENTS)

@@ -62,6 +62,15 @@ async def test_every_line_has_a_record():
     assert counts[0]["completion_tokens"] == 5
 
 
+async def test_what_is_finished_does_not_wait_for_the_rest_of_its_call(monkeypatch):
+    monkeypatch.setattr(worker, "GATHER_S", 0.05)
+    made = EngineWorker(SETTINGS, stepped_factory(0.005, 1.0, 2))
+    rows = made(lines({"prompt": [1]}, {"prompt": [1], "max_tokens": 400}))
+    [first] = (await anext(rows)).to_pylist()
+    [last] = [row async for part in rows for row in part.to_pylist()]
+    assert (first["line"], last["line"]) == (1, 2)
+
+
 async def test_the_same_line_has_the_same_id_in_every_run():
     names = set()
     for _ in range(2):

