@@ -93,7 +93,7 @@ def read_until_ready(process):
 
 
 def left_behind(word):
-    """``running``, a moment later: HAProxy is ended by its parent's end, which may just have come."""
+    """``running``, a moment later: HAProxy is ended by its parent's end, which has just come."""
     end = time.monotonic() + 15
     while (found := running(word)) and time.monotonic() < end:
         time.sleep(0.1)
